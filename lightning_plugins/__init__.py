@@ -1,0 +1,15 @@
+"""Callbacks for Lightning: some change training, one only reports.
+
+- :class:`StudentLegibility` trains students beside the model and asks it to be easy to imitate.
+- :class:`L1Sparsity` makes weights exactly zero by proximal steps.
+- :class:`L1InsteadOfL2` switches weight decay and dropout off.
+- :class:`InterpretabilityReport` only watches: it measures scores at the end and writes the run record.
+
+Each works in ``lightning.pytorch`` and ``pytorch_lightning``.
+"""
+
+from legibility.lightning_plugins._l1_instead_of_l2 import L1InsteadOfL2 as L1InsteadOfL2
+from legibility.lightning_plugins._l1_sparsity import L1Sparsity as L1Sparsity
+from legibility.lightning_plugins._student_legibility import StudentLegibility as StudentLegibility
+
+__all__ = ["L1InsteadOfL2", "L1Sparsity", "StudentLegibility"]

@@ -1,0 +1,156 @@
+"""What our callbacks share: both Lightning namespaces, installation and clean-up, pending state, cost, logging."""
+
+import importlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback, LightningModule, Trainer
+else:
+    # `lightning.pytorch` and `pytorch_lightning` are two copies of the same classes: a callback that derives from
+    # every installed base is accepted by both Trainers, by both LightningCLIs, and its checkpoints cross over.
+    _bases = []
+    for _name in ("pytorch_lightning", "lightning.pytorch"):
+        try:
+            _bases.append(importlib.import_module(_name).Callback)
+        except ModuleNotFoundError:
+            continue
+    Callback = type("Callback", tuple(dict.fromkeys(_bases)), {})
+
+
+class LegibilityCallback(Callback):
+    """Base of our callbacks: what is installed at the start of a fit is gone after it, also after an exception.
+
+    A subclass implements ``_install`` and ``_uninstall``; the latter must be idempotent. The training loop, with the
+    hooks that our callbacks use marked ``*``::
+
+        setup -> configure_optimizers -> wrap (DDP)
+        * on_fit_start            names resolved, hooks and wrappers installed
+        * on_train_start          number of steps known
+        for each batch:
+            * training_step       recorded; penalties added to the returned loss
+              backward, clip, optimizer.step
+            * step post-hook      proximal steps
+            * on_train_batch_end  students step, logs
+        * on_fit_end              report
+        * teardown, on_exception  everything removed
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._installed = False
+        self._pending: dict[str, Any] | None = None
+        self._seconds = 0.0
+        self._steps = 0
+
+    def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        raise NotImplementedError
+
+    def _uninstall(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """Coefficient of everything this callback adds to training, by name; empty for one that only watches."""
+        return {}
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean time of this callback's own work per training batch, in seconds (0 before the first)."""
+        return self._seconds / self._steps if self._steps else 0.0
+
+    def on_fit_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Installs; what was left of an aborted fit goes first."""
+        self._remove()
+        self._installed = True
+        self._seconds, self._steps = 0.0, 0
+        try:
+            self._install(trainer, pl_module)
+        except BaseException:
+            self._remove()
+            raise
+
+    def on_exception(self, trainer: "Trainer", pl_module: "LightningModule", exception: BaseException) -> None:
+        """Cleans up: Lightning does not call ``teardown`` when fit raises."""
+        self._remove()
+
+    def teardown(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
+        """Cleans up."""
+        self._remove()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state until what it belongs to exists: some strategies restore before, some after."""
+        self._pending = state_dict
+
+    def _remove(self) -> None:
+        if self._installed:
+            self._installed = False
+            self._uninstall()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds += time.perf_counter() - start
+
+    @staticmethod
+    def _write_log(pl_module: "LightningModule", values: Mapping[str, Tensor | float]) -> None:
+        """Logs under ``legibility/``."""
+        pl_module.log_dict({f"legibility/{key}": value for key, value in values.items()}, on_step=True, on_epoch=False)
+
+
+def is_logging_step(trainer: "Trainer") -> bool:
+    """Whether the trainer writes this step's logs; in between, computing what would be logged is wasted."""
+    return bool(trainer.log_every_n_steps) and trainer.global_step % trainer.log_every_n_steps == 0
+
+
+def check_strength(strength: float, argument: str = "strength") -> float:
+    """A coefficient that is finite and not negative.
+
+    Raises:
+        TypeError: Not a number.
+        ValueError: Negative, infinite or NaN.
+
+    Example:
+        >>> check_strength(0.2)
+        0.2
+    """
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)):
+        raise TypeError(f"`{argument}` must be a number >= 0, got {strength!r} ({type(strength).__name__}).")
+    if not math.isfinite(strength) or strength < 0:
+        raise ValueError(f"`{argument}` must be a finite number >= 0, got {strength}. 0 switches the term off.")
+    return float(strength)
+
+
+def check_share(share: float, argument: str) -> float:
+    """A share of the training, in [0, 1).
+
+    Raises:
+        ValueError: Outside of [0, 1) or NaN.
+
+    Example:
+        >>> check_share(0.35, "heal")
+        0.35
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"`{argument}` is a share of the training steps in [0, 1), got {share}.")
+    return float(share)
+
+
+def total_steps(trainer: "Trainer") -> int | None:
+    """The number of optimizer steps that this fit will have reached at its end; None if the trainer can't tell."""
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if math.isfinite(steps) and steps > 0 else None
+
+
+def no_autocast(device: torch.device) -> torch.autocast:
+    """A context in which nothing is cast down: students and penalties are computed in float32."""
+    return torch.autocast(device_type=device.type, enabled=False)

@@ -1,0 +1,41 @@
+"""Running somebody's model once more without leaving a trace on it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; modes, buffers and random streams are as before afterwards.
+
+    Args:
+        module: The module that will be run inside.
+
+    Example:
+        >>> dropout = nn.Dropout(0.5)
+        >>> with untouched(dropout):
+        ...     dropout(torch.ones(3))
+        tensor([1., 1., 1.])
+        >>> dropout.training
+        True
+    """
+    modes = {m: m.training for m in module.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
+    try:
+        # Not `module.eval()`: users override it, for example to keep a frozen part as it is.
+        for m in modes:
+            m.training = False
+        with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad():
+            yield
+    finally:
+        for m, training in modes.items():
+            m.training = training
+        with torch.no_grad():
+            for buffer, before in buffers:
+                # Written only when it moved: a graph that is waiting for its backward may have saved it.
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)

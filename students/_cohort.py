@@ -1,0 +1,300 @@
+"""The students that train together, one update per step of the primary."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from legibility.students._build import build_networks, failed_on_any_rank, unique_names
+from legibility.students._imitation import OUTPUT, Imitation, ImitationLoss, Kind
+from legibility.students._signature import Signature
+from legibility.students._statistics import mean_and_std
+from legibility.students._student import Prediction, Student
+from legibility.students._synchronise import PendingSum, sum_over_ranks
+
+MEMORY = 0.9  # of the running divergences by which a student becomes active
+ACTIVE = 0.9  # share of the fresh student's divergence below which it is
+
+
+class Cohort:
+    """Students, their optimizer and their synchronisation.
+
+    Per step of the primary: `predict` once (the callback uses the detached outputs for the primary's term), `learn`
+    with the same predictions, and `step`. With accumulated batches, `learn` several times before `step`.
+
+    Each student minimises its imitation loss: of the output, mean forward KL(primary || student) of the logits
+    (`kind="distribution"`) or squared error / variance (`"values"`), plus the mean over taps of the fraction of
+    variance unexplained. Batches and ranks count by the positions that `mask` counts, so two ranks with half a batch
+    each do what one process does with the whole. Everything runs in fp32, also under autocast.
+
+    A student whose loss or gradient is not finite is dropped before its update; the others go on bit for bit as if it
+    had never been there. A step in which the *primary's* output or taps are not finite, or nothing counts, is skipped.
+    A student that this very step finds out has already predicted: guard the primary against non-finite predictions.
+
+    With torch.distributed, building, the first `predict`, the first `learn` and every `step` are collective.
+
+    Args:
+        students: The architectures.
+        signature: What they read and imitate.
+        widths: One per student; default each student's own `width`.
+        seed: Of the initial weights. Neither the global random state nor the default dtype matters or is changed.
+        learning_rate: Of Adam.
+        device: Where the networks live.
+        kind: Whether outputs are logits of a distribution or values.
+        on_failure: What happens to a student that fails: `"drop"` it or `"raise"`.
+        distributed: False = never speak to other ranks.
+
+    Attributes:
+        networks: The living students' networks by name.
+        failed: Why a student was dropped, by name.
+
+    Raises:
+        ValueError: For settings that don't fit, or ranks that were given different students.
+        RuntimeError: With `on_failure="raise"`, if a student can't be built for lack of memory.
+
+    Example:
+        >>> from legibility.students import GRUStudent, read_signature
+        >>> ids, logits = torch.randint(0, 9, (8, 12)), torch.randn(8, 12, 9)
+        >>> cohort = Cohort([GRUStudent(width=8)], read_signature(ids, logits))
+        >>> predictions = cohort.predict(ids)
+        >>> losses = cohort.learn(predictions, logits)
+        >>> cohort.step()
+        >>> sorted(losses), cohort.active
+        (['gru'], {'gru': False})
+    """
+
+    def __init__(
+        self,
+        students: Sequence[Student],
+        signature: Signature,
+        *,
+        widths: Sequence[int] | None = None,
+        seed: int = 0,
+        learning_rate: float = 3e-3,
+        device: torch.device | str = "cpu",
+        kind: Kind = "distribution",
+        on_failure: Literal["drop", "raise"] = "drop",
+        distributed: bool = True,
+    ) -> None:
+        if widths is not None and len(widths) != len(students):
+            raise ValueError(f"`widths` must have one entry per student, {len(students)}; got {len(widths)}.")
+        if on_failure not in ("drop", "raise"):
+            raise ValueError(f"`on_failure` must be 'drop' or 'raise', got {on_failure!r}.")
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"`learning_rate` must be above 0 and finite, got {learning_rate}.")
+        self.signature, self.on_failure, self.distributed = signature, on_failure, distributed
+        self.device = torch.device(device)
+        self.students: dict[str, Student] = dict(zip(unique_names(students), students, strict=True))
+        self.failed: dict[str, str] = {}
+        self._imitation = Imitation(signature, kind)
+        chosen = list(widths) if widths is not None else [None] * len(students)
+        self.networks, reasons = build_networks(self.students, signature, chosen, seed=seed, device=self.device)
+        if distributed:
+            reasons = failed_on_any_rank(self.students, signature, chosen, reasons, self.device)
+        parameters = [p for network in self.networks.values() for p in network.parameters()]
+        # The fused kernel takes 0.3 ms where foreach takes 1.2 ms (24 tensors, 267k numbers, one CPU thread).
+        fused = self.device.type in ("cpu", "cuda")
+        self._optimizer = torch.optim.Adam([{"params": parameters}], lr=learning_rate, fused=fused)
+        self._inputs_scaled = signature.reads == "tokens"
+        self._divergence = dict.fromkeys(self.students, 0.0)
+        self._baseline = 0.0
+        self._active = dict.fromkeys(self.students, False)
+        self._fail(reasons)
+        self._pending: PendingSum | None = None
+        self._tally: Tensor | None = None
+        self._moments: dict[str, Tensor] = {}  # this step's sums, by what they are of
+
+    @property
+    def names(self) -> list[str]:
+        """All students' unique names, the failed ones too."""
+        return list(self.students)
+
+    @property
+    def active(self) -> dict[str, bool]:
+        """Whether each student has left the uniform prediction.
+
+        It has once its running KL(primary || student) fell below 0.9 of KL(primary || uniform); that is never undone,
+        but a failed student is not active. For values, the squared error is compared with that of the mean.
+        """
+        return {name: active and name in self.networks for name, active in self._active.items()}
+
+    def predict(self, inputs: Tensor, mask: Tensor | None = None) -> list[tuple[str, Prediction]]:
+        """What each living student says about a batch, with gradients to its parameters and none to `inputs`.
+
+        Args:
+            inputs: The primary's input.
+            mask: bool (batch, positions), True = counts.
+
+        Returns:
+            Names and predictions.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            if not self._inputs_scaled:
+                for network in self.networks.values():
+                    network.reader.set_scale(*mean_and_std(network.reader.rows(inputs, mask), self._sum))
+                self._inputs_scaled = True
+            return [(name, network(inputs, mask)) for name, network in self.networks.items()]
+
+    def learn(
+        self,
+        predictions: Sequence[tuple[str, Prediction]],
+        output: Tensor,
+        taps: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+        *,
+        scale: float = 1.0,
+    ) -> dict[str, ImitationLoss]:
+        """Add the gradients of one batch to the students.
+
+        Args:
+            predictions: What `predict` returned for this batch, with gradients enabled.
+            output: The primary's output; detached here.
+            taps: The primary's taps by name; detached here.
+            mask: bool (batch, positions) or (batch,), True = counts.
+            scale: Weight of this batch among those before the next `step`, such as 1 / number of batches.
+
+        Returns:
+            Each student's losses on this batch, unweighted.
+
+        Raises:
+            ValueError: For tensors that don't fit the signature.
+            RuntimeError: Between `start_synchronising` and `step`.
+        """
+        if self._pending is not None:
+            raise RuntimeError("`learn` was called after `start_synchronising`: call `step` first.")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"`scale` must be above 0 and finite, got {scale}.")
+        with torch.autocast(self.device.type, enabled=False):
+            targets = self._imitation.targets(output, taps or {}, mask)
+            new = self._imitation.start(targets, self.networks, self._sum)
+            sums = dict.fromkeys(self.networks, torch.zeros((), device=self.device))
+            objectives, losses = [], {}
+            for name, prediction in predictions:
+                prediction = self._imitation.rescaled(prediction, self.networks[name], new)
+                objective, sums[name], losses[name] = self._imitation.objective(prediction, targets)
+                objectives.append(objective)
+            tally = torch.stack([targets[OUTPUT].count(), self._imitation.baseline(targets), *sums.values()]) * scale
+            self._tally = tally if self._tally is None else self._tally + tally
+            self._moments = self._imitation.add_sums(targets, self._moments)
+            if objectives:
+                (torch.stack(objectives).sum() * scale).backward()  # type: ignore[no-untyped-call]
+        return losses
+
+    def start_synchronising(self) -> None:
+        """Start summing gradients and statistics over ranks: one asynchronous all-reduce of one flat buffer.
+
+        Optional: `step` does it otherwise. Every rank must come here once per step, also one that learned nothing.
+        """
+        if self._pending is None:
+            tally = torch.zeros(2 + len(self.networks), device=self.device) if self._tally is None else self._tally
+            moments = self._imitation.add_sums({}, self._moments)
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters()]
+            self._pending = PendingSum([tally, *moments.values(), *gradients], distributed=self.distributed)
+
+    def step(self) -> None:
+        """Update the living students once, from all that was learned since the last step on all ranks.
+
+        Raises:
+            RuntimeError: With `on_failure="raise"`, if a student's loss or gradient is not finite; names it.
+        """
+        self.start_synchronising()
+        assert self._pending is not None
+        tally, *sums = self._pending.wait()
+        self._pending, self._tally, self._moments = None, None, {}
+        moments = dict(zip(self._imitation.moments, sums, strict=False))
+        gradients = dict(zip(self._parameters(), sums[len(moments) :], strict=True))
+        self._optimizer.zero_grad()
+        slopes = [torch.stack([gradients[p].sum() for p in net.parameters()]).sum() for net in self.networks.values()]
+        checks = torch.stack([*slopes, *(moment.sum() for moment in moments.values()), tally.new_zeros(())])
+        numbers = torch.cat([tally, checks]).tolist()  # the only transfer from the device
+        (weight, baseline), losses, numbers = numbers[:2], numbers[2 : tally.numel()], numbers[tally.numel() :]
+        if not weight > 0 or not all(map(math.isfinite, [baseline, *numbers[len(slopes) :]])):
+            return  # nothing counted, or the primary itself was not finite: not the students' failure
+        reasons = {}
+        for name, loss, slope in zip(self.networks, losses, numbers, strict=False):
+            if not math.isfinite(loss):
+                reasons[name] = f"its loss became {loss}"
+            elif not math.isfinite(slope):
+                reasons[name] = f"its gradient became {slope}"
+        means = {name: loss / weight for name, loss in zip(self.networks, losses, strict=True)}
+        self._fail(reasons)
+        self._imitation.update(moments)
+        for parameter in self._parameters():
+            parameter.grad = gradients[parameter].div_(weight)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._follow(baseline / weight, means)
+
+    def _follow(self, baseline: float, losses: Mapping[str, float]) -> None:
+        self._baseline = MEMORY * self._baseline + (1 - MEMORY) * baseline
+        for name in self.networks:
+            self._divergence[name] = MEMORY * self._divergence[name] + (1 - MEMORY) * losses[name]
+            self._active[name] = self._active[name] or self._divergence[name] < ACTIVE * self._baseline
+
+    def _fail(self, reasons: Mapping[str, str]) -> None:
+        if reasons and self.on_failure == "raise":
+            listed = "; ".join(f"`{name}`: {reason}" for name, reason in reasons.items())
+            raise RuntimeError(f"A student failed ({listed}). Give on_failure='drop' to go on without it.")
+        for name, reason in reasons.items():
+            self._drop(name, reason)
+
+    def _drop(self, name: str, reason: str) -> None:
+        self.failed[name] = reason
+        if name in self.networks:
+            for parameter in self.networks.pop(name).parameters():
+                self._optimizer.state.pop(parameter, None)
+            self._optimizer.param_groups[0]["params"] = self._parameters()
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [p for network in self.networks.values() for p in network.parameters()]
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        return sum_over_ranks(tensor) if self.distributed else tensor
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs, between two steps: tensors, numbers, strings and containers of them.
+
+        It also holds `"signature"` (for `Signature.from_json`) and `"widths"`, so that a resumed run can build the same
+        cohort before its first batch. Nothing is exchanged between ranks.
+        """
+        return {
+            "students": {name: repr(student) for name, student in self.students.items()},
+            "signature": self.signature.to_json(),
+            "widths": {name: network.width for name, network in self.networks.items()},
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "optimizer": self._optimizer.state_dict(),
+            "imitation": self._imitation.state_dict(),
+            "inputs_scaled": self._inputs_scaled,
+            "failed": dict(self.failed),
+            "active": dict(self._active),
+            "divergence": dict(self._divergence),
+            "baseline": self._baseline,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken, bit for bit.
+
+        Raises:
+            ValueError: If the state is of other students, another signature or other widths.
+        """
+        mine = self.state_dict()
+        for key in ("students", "signature"):
+            if state[key] != mine[key]:
+                raise ValueError(f"`state` must be of the same {key}: {mine[key]}; got {state[key]}.")
+        widths = {name: width for name, width in mine["widths"].items() if name in state["widths"]}
+        if state["widths"] != widths:
+            raise ValueError(f"`state` must be of the same `widths`: {mine['widths']}; got {state['widths']}.")
+        for name, reason in state["failed"].items():
+            self._drop(name, reason)
+        for name, network in self.networks.items():
+            network.load_state_dict(state["networks"][name])
+        # A copy, or the optimizer would go on to write into the state.
+        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self._imitation.load_state_dict(state["imitation"], self.device)
+        self._inputs_scaled = state["inputs_scaled"]
+        self._active, self._divergence = dict(state["active"]), dict(state["divergence"])
+        self._baseline = state["baseline"]
+        self._pending, self._tally, self._moments = None, None, {}

@@ -1,0 +1,53 @@
+"""Two ranks with half a batch each do what one process does with the whole."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+PROGRAM = Path(__file__).parents[1] / "two_ranks.py"
+
+
+def _run(tmp_path: Path, namespace: str, which: str, accumulate: int, world: int) -> list[dict[str, Any]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    base = {**os.environ, "PYTHONPATH": str(PROGRAM.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    out = tmp_path / "result"
+    processes = []
+    for rank in range(world):
+        ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+        ranks |= {"WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)} if world > 1 else {}
+        command = [sys.executable, str(PROGRAM), namespace, str(out), which, str(accumulate)]
+        processes.append(
+            subprocess.Popen(command, env=base | ranks, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    for process in processes:
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, printed
+    return [torch.load(f"{out}-{world}-{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+@pytest.mark.parametrize(
+    ("namespace", "which", "accumulate"),
+    [("pytorch_lightning", "legibility", 1), ("lightning.pytorch", "legibility", 2), ("pytorch_lightning", "l1", 1)],
+)
+def test_two_ranks_equal_one_process(tmp_path: Path, namespace: str, which: str, accumulate: int) -> None:
+    (alone,) = _run(tmp_path, namespace, which, accumulate, 1)
+    first, second = _run(tmp_path, namespace, which, accumulate, 2)
+    assert torch.equal(first["weights"], second["weights"]), "ranks disagree"
+    torch.testing.assert_close(first["weights"], alone["weights"], rtol=1e-5, atol=1e-6)
+    assert len(first["gradients"]) == len(alone["gradients"]) == 24 // accumulate
+    for ours, theirs in zip(first["gradients"], alone["gradients"], strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    if which == "legibility":
+        assert any(alone["active"].values()) and alone["active"] == first["active"] == second["active"]
+        for name, weights in alone["students"].items():
+            assert torch.equal(first["students"][name], second["students"][name])
+            torch.testing.assert_close(first["students"][name], weights, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,53 @@
+"""A program that one process or two ranks run: the same global batches, then weights and gradients to a file.
+
+    python two_ranks.py NAMESPACE OUT CALLBACK [ACCUMULATE]
+
+With WORLD_SIZE=2 and LOCAL_RANK set, each rank takes its half of every batch of 16.
+"""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import torch
+from tiny import loader, make_module, weights_of
+from torch.utils.data import DataLoader
+
+from legibility.lightning_plugins import L1Sparsity, StudentLegibility
+from legibility.students import MLPStudent
+
+
+def main(namespace: str, out: str, which: str, accumulate: str = "1") -> None:
+    """Trains 24 batches and saves what happened on this rank."""
+    torch.set_num_threads(1)
+    pl = importlib.import_module(namespace)
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    data = loader(rows=24 * 16, batch_size=1).dataset
+    share = 16 // world
+    rows = [data[i] for start in range(0, 24 * 16, 16) for i in range(start + rank * share, start + (rank + 1) * share)]
+    module = make_module(pl)
+    students = [MLPStudent(width=16, depth=1), MLPStudent(width=8, depth=2)]
+    legibility = StudentLegibility(0.7, students=students, warmup=0.0, summary=False, taps="net.0")
+    callbacks: list[Any] = [legibility] if which == "legibility" else [L1Sparsity(2.0)]
+    strategy: Any = "auto"
+    if world > 1:
+        strategies = importlib.import_module(f"{namespace}.strategies")
+        strategy = strategies.DDPStrategy(process_group_backend="gloo")
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=world, strategy=strategy, max_epochs=1, callbacks=callbacks, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, accumulate_grad_batches=int(accumulate),
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(rows, batch_size=share))
+    result = {"weights": weights_of(module), "gradients": module.seen}
+    if which == "legibility":
+        assert legibility.built is not None
+        cohort = legibility.built.cohort
+        result["students"] = {name: weights_of(network) for name, network in cohort.networks.items()}
+        result["active"] = cohort.active
+    torch.save(result, f"{out}-{world}-{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
