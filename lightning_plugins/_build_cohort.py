@@ -99,13 +99,7 @@ def build_cohort(
     output = output.reshape(prediction_shape(output, recording.inputs))
     vocabulary = _vocabulary(primary, recording.inputs)
     signature = read_signature(recording.inputs, output, recording.taps, vocabulary=vocabulary)
-    cost, exact = _primary_flops(primary, recording)
-    if not exact:
-        warnings.warn(
-            "StudentLegibility could not count the primary's FLOPs (its forward does not run twice on one input); "
-            "the students are sized by its number of parameters.",
-            stacklevel=2,
-        )
+    cost = _primary_flops(primary, recording)
     chosen = auto_students(signature) if students is None else students
     if widths is None:
         widths = size_students(chosen, signature, recording.inputs, budget_flops=budget * cost)
@@ -151,17 +145,22 @@ def _vocabulary(primary: nn.Module, inputs: Tensor) -> int | None:
     return int(highest)
 
 
-def _primary_flops(primary: nn.Module, recording: Recording) -> tuple[int, bool]:
-    """FLOPs of one forward call, counted by running it again, and whether that worked."""
+def _primary_flops(primary: nn.Module, recording: Recording) -> int:
+    """FLOPs of one forward call, counted by running it again; by its parameters where that does not work."""
     try:
         with untouched(primary):
             counted = flops(lambda: primary(*recording.args, **recording.kwargs))
         if counted > 0:
-            return counted, True
-    # Whatever the user's forward raises when it is run a second time must not end the user's training.
-    except Exception:  # noqa: BLE001
-        pass
-    positions = recording.inputs.shape[1] if recording.inputs.ndim == 2 and not recording.inputs.is_floating_point() else 1
+            return counted
+    except Exception as error:  # noqa: BLE001
+        # Whatever the user's forward raises when it is run a second time must not end the user's training.
+        warnings.warn(
+            f"StudentLegibility could not count the primary's FLOPs ({type(error).__name__}: {error}); the students "
+            "are sized by its number of parameters.",
+            stacklevel=2,
+        )
+    positions = (
+        recording.inputs.shape[1] if recording.inputs.ndim == 2 and not recording.inputs.is_floating_point() else 1
+    )
     size = sum(parameter.numel() for parameter in primary.parameters())
-    return 2 * size * recording.inputs.shape[0] * positions, False
-
+    return 2 * size * recording.inputs.shape[0] * positions

@@ -109,7 +109,13 @@ class LegibilityCallback(Callback):
 
 def is_logging_step(trainer: "Trainer") -> bool:
     """Whether the trainer writes this step's logs; in between, computing what would be logged is wasted."""
-    return bool(trainer.log_every_n_steps) and trainer.global_step % trainer.log_every_n_steps == 0
+    every = log_every(trainer)
+    return every > 0 and trainer.global_step % every == 0
+
+
+def log_every(trainer: "Trainer") -> int:
+    """The trainer's ``log_every_n_steps``; 0 if it never logs."""
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
 
 def check_strength(strength: float, argument: str = "strength") -> float:

@@ -79,7 +79,8 @@ def add_penalty(loss: Tensor, penalty: Penalty) -> Tensor:
     zero = torch.zeros((), device=penalty.value.device, dtype=penalty.value.dtype)
     gradients = [torch.where(finite, g, zero.to(g.dtype)) for _, g in penalty.gradients]
     tensors = [tensor for tensor, _ in penalty.gradients]
-    added: Tensor = _AddByGradients.apply(loss, torch.where(finite, penalty.value, zero), gradients, *tensors)
+    value = torch.where(finite, penalty.value, zero)
+    added: Tensor = _AddByGradients.apply(loss, value, gradients, *tensors)  # type: ignore[no-untyped-call]
     return added
 
 

@@ -1,123 +1,170 @@
-"""From a finished model and its queries to score entries: each with its control and with whether it was trained on."""
+"""From a finished model and its queries to everything that a run record says about it."""
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
 
-from legibility.lightning_plugins._queries import Call, patched
-from legibility.lightning_plugins._recorder import Recorder
+from legibility.lightning_plugins._controls import RandomInitControl, TemperatureControl, untrained
+from legibility.lightning_plugins._imitation_scores import Families, Progress, imitation_entries, missing_entry
+from legibility.lightning_plugins._queries import Subject, ask
+from legibility.lightning_plugins._untouched import untouched
+from legibility.lightning_plugins._weights import penalisable_weights
 from legibility.losses import entropy
 from legibility.scores import (
     FamilyImitation,
     Queries,
-    held_out_imitation,
-    held_out_twin,
-    patch_through_kl,
+    activation_rms,
+    effective_rank,
+    live_units,
+    match_temperature,
     weight_sparsity,
 )
-from legibility.students import Student
 from legibility.tradeoff import ScoreEntry, TaskEntry
 
-Progress = Callable[[str, float], None]
+_GUARDED_ROWS = 4096  # of a tap; enough for its spectrum, and an eigenvalue problem of thousands of units is not
+_GUARDED_UNITS = 2048
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A finished model as the scores see it.
+@dataclass
+class Measurement:
+    """What was measured.
 
     Attributes:
-        primary: The module, in evaluation mode.
-        recorder: Makes a recorder of it for calls without gradients.
-        calls: The kept calls, in the order of the queries.
-        temperature: What its logits are divided by (1 unless it is a temperature control).
-        device: Where it is.
+        task: Loss, accuracy and entropy of the model on the queries.
+        scores: Entries of the run record.
+        guards: Quantities that betray a degenerate solution.
+        notes: Remarks for the reader.
+        temperature: What the logits were divided by, if they were.
     """
 
-    primary: nn.Module
-    recorder: Callable[[], Recorder]
-    calls: list[Call]
-    temperature: float
-    device: torch.device
+    task: TaskEntry
+    scores: list[ScoreEntry] = field(default_factory=list)
+    guards: dict[str, float | None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    temperature: float | None = None
+
+
+def measure_subject(
+    subject: Subject,
+    families: Families,
+    *,
+    control: TemperatureControl | RandomInitControl | None,
+    random_init_control: bool,
+    progress: Progress,
+) -> Measurement:
+    """Measures a finished model; it is left as it was.
+
+    Args:
+        subject: The model.
+        families: The held-out students and how they are fitted.
+        control: Measure this control of the model instead of the model itself.
+        random_init_control: Measure the held-out families on the untrained model too, as a control beside each score.
+        progress: Called with what is going on and the share of it that is done.
+
+    Returns:
+        The measurement. A score that can't be taken has the value None and a reason.
+
+    Raises:
+        ValueError: No call of the model was seen, or its answers can't be queries (too few, not finite).
+    """
+    if isinstance(control, RandomInitControl):
+        with untrained(subject.primary, control.seed) as uncovered:
+            found = _measure(subject, families, None, None, progress)
+        if uncovered:
+            found.notes.append(f"random-init: {uncovered} parameter tensors have no reset_parameters; drawn normal.")
+        return found
+    beside = None
+    if random_init_control and control is None:
+        with untrained(subject.primary), untouched(subject.primary):
+            queries, _ = ask(subject)
+            students = families.chosen(queries, subject.trained_with) if classifies(queries) else []
+            if students:
+                beside = families.fit(queries, students, lambda n, share: progress(f"{n} on random init", share))
+    return _measure(subject, families, control, beside, progress)
+
+
+def classifies(queries: Queries) -> bool:
+    """Whether the answers are distributions over classes: there are labels, or one answer for each token."""
+    per_token = queries.logits.ndim == 3 and not queries.inputs.is_floating_point()
+    return queries.logits.shape[-1] > 1 and (queries.labels is not None or per_token)
 
 
 def task_entry(queries: Queries, source: str) -> TaskEntry:
-    """Cross-entropy (nats), accuracy and mean entropy (nats) of the queries' logits; None without labels."""
-    counted = _counted(queries)
-    logits = queries.logits[counted]
-    entropies = float(entropy(logits).mean())
+    """Cross-entropy (nats), accuracy and mean entropy (nats) of the answers; the loss is None without labels."""
+    logits = queries.logits[queries.counted].double()
+    if not classifies(queries):
+        return TaskEntry("none", None, None, None, len(logits), source)
+    mean_entropy = float(entropy(logits).mean())
     if queries.labels is None:
-        return TaskEntry("none", None, None, entropies, len(logits), source)
-    labels = queries.labels[counted].long()
+        return TaskEntry("none", None, None, mean_entropy, len(logits), source)
+    labels = queries.labels[queries.counted]
     return TaskEntry(
         name="cross-entropy",
         loss=float(nn.functional.cross_entropy(logits, labels)),
-        accuracy=float((logits.argmax(-1) == labels).float().mean()),
-        entropy=entropies,
+        accuracy=float((logits.argmax(-1) == labels).double().mean()),
+        entropy=mean_entropy,
         examples=len(logits),
         source=source,
     )
 
 
-def _counted(queries: Queries) -> Tensor:
-    """Which predictions count: those that are not masked and whose label is not an ignored one."""
-    counted = torch.ones(queries.logits.shape[:-1], dtype=torch.bool) if queries.mask is None else queries.mask
-    if counted.shape != queries.logits.shape[:-1]:
-        counted = torch.ones(queries.logits.shape[:-1], dtype=torch.bool)
-    return counted if queries.labels is None else counted & (queries.labels >= 0)
-
-
-def imitation_scores(
+def _measure(
     subject: Subject,
-    queries: Queries,
-    students: Sequence[Student],
-    trained_with: Sequence[type[Student]],
-    *,
-    control: Mapping[str, FamilyImitation] | None,
-    passes: float,
-    seed: int,
+    families: Families,
+    control: TemperatureControl | None,
+    beside: Mapping[str, FamilyImitation] | None,
     progress: Progress,
-) -> tuple[list[ScoreEntry], dict[str, FamilyImitation]]:
-    """The scores of held-out students, per family and as the mean over families.
+) -> Measurement:
+    with untouched(subject.primary):
+        queries, used = ask(subject)
+        temperature = 1.0
+        notes = []
+        if control is not None:
+            if queries.labels is None:
+                raise ValueError("a temperature control needs the task's labels in the batch, and none were found")
+            temperature = match_temperature(queries.logits, queries.labels, control.loss, mask=queries.counted)
+            queries = replace(queries, logits=queries.logits / temperature)
+        if len(used) < len(subject.calls):
+            left = len(subject.calls) - len(used)
+            notes.append(f"{left} batches were left out: their shapes differ from the first one's.")
+        if subject.split == "training":
+            notes.append("No validation batch was seen: the queries are training examples.")
+        found = Measurement(
+            task=task_entry(queries, subject.split),
+            guards=_guards(queries.taps),
+            notes=notes,
+            temperature=temperature if control is not None else None,
+        )
+        if classifies(queries):
+            found.scores += imitation_entries(subject, families, queries, used, temperature, beside, progress)
+        else:
+            reason = "the output is no distribution over classes: the batch holds no class labels for it"
+            found.scores.append(missing_entry("held_out_kl", "nats", "lower", reason))
+        found.scores += _sparsity_entries(subject)
+    return found
 
-    Args:
-        subject: The model.
-        queries: Its answers.
-        students: The held-out families.
-        trained_with: Architectures that took part in training: a score of such a family is marked.
-        control: The same families on the random-init control, if it was measured.
-        passes: Passes over what was seen, see :func:`legibility.scores.held_out_imitation`.
-        seed: Of the students.
-        progress: Called with what is going on and the share done.
 
-    Returns:
-        The entries, and the families' results.
-    """
-    fitted = held_out_imitation(queries, students, passes=passes, seed=seed, progress=progress)
-    twins = twin_savings(queries, students, passes=passes, seed=seed, progress=progress)
-    marks = {name: type(student) in trained_with for name, student in zip(fitted, students, strict=True)}
-    entries: list[ScoreEntry] = []
-    for name, result in fitted.items():
-        other = None if control is None else control.get(name)
-        values = _values_of(subject, queries, result, twins.get(name))
-        controls = {} if other is None else _values_of(None, queries, other, None)
-        for score, (value, unit, direction, reason) in values.items():
-            beside, beside_name = controls.get(score, (None,))[0], "random-init"
-            if score == "adjusted_saving":
-                beside, beside_name = twins.get(name), "same student on the true labels"
-            entries.append(
-                ScoreEntry(
-                    name=score,
-                    value=value,
-                    unit=unit,
-                    direction=direction,
-                    control=beside,
-                    control_name=beside_name if beside is not None else None,
-                    trained_on=marks[name],
-                    family=name,
-                    reason=reason,
-                )
-            )
-    return [*_means(entries), *entries], fitted
+def _guards(taps: Mapping[str, Tensor]) -> dict[str, float | None]:
+    guards: dict[str, float | None] = {}
+    for name, tap in taps.items():
+        rows = tap.flatten(0, 1) if tap.ndim == 3 else tap.flatten(1)
+        rows = rows[:: max(1, len(rows) // _GUARDED_ROWS)]
+        guards[f"rms/{name}"] = activation_rms(rows)
+        guards[f"live_units/{name}"] = float(live_units(rows))
+        guards[f"effective_rank/{name}"] = effective_rank(rows) if rows.shape[1] <= _GUARDED_UNITS else None
+    return guards
+
+
+def _sparsity_entries(subject: Subject) -> list[ScoreEntry]:
+    weights = penalisable_weights(subject.primary)
+    if not weights:
+        return [missing_entry("exact_zero_share", "share", "higher", "the model has no weight matrices")]
+    found = weight_sparsity((name, weight.detach()) for name, weight in weights.items())
+    trained = subject.sparsified
+    return [
+        ScoreEntry("exact_zero_share", found.zeros, "share", "higher", None, None, trained_on=trained),
+        ScoreEntry("active_weight_share", found.active, "share", "lower", None, None, trained_on=trained),
+        ScoreEntry("gini", found.gini, "ratio", "higher", None, None, trained_on=trained),
+        ScoreEntry("dead_unit_share", found.dead_units / found.units, "share", None, None, None, trained_on=trained),
+    ]

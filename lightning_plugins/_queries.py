@@ -13,6 +13,7 @@ from legibility.lightning_plugins._legibility_term import prediction_shape
 from legibility.lightning_plugins._recorder import Recorder
 from legibility.lightning_plugins._recording import Recording, find_labels, tensors_in
 from legibility.scores import Queries
+from legibility.students import Student
 
 
 @dataclass
@@ -67,56 +68,83 @@ class KeptCalls:
             self.calls.append(Call(args, kwargs, None if labels is None else _copy(labels), shape[0]))
 
 
-def ask(
-    primary: nn.Module,
-    calls: list[Call],
-    recorder: Callable[[], Recorder],
-    device: torch.device,
-) -> tuple[Queries, int]:
-    """Puts the kept inputs to the primary as it is now.
+@dataclass(frozen=True)
+class Subject:
+    """A finished model, and how to ask it.
+
+    Attributes:
+        primary: The module.
+        recorder: Makes a recorder of it, for calls without gradients.
+        calls: The kept calls.
+        split: Which data they are from.
+        device: Where the module is.
+        trained_with: Architectures that took part in its training.
+        sparsified: Whether a sparsity term took part.
+    """
+
+    primary: nn.Module
+    recorder: Callable[[], Recorder]
+    calls: list[Call]
+    split: str
+    device: torch.device
+    trained_with: frozenset[type[Student]]
+    sparsified: bool
+
+    def answers(self, calls: list[Call]) -> Iterator[tuple[Call, Recording]]:
+        """Puts calls to the model, which is in evaluation mode, and yields what it did."""
+        watcher = self.recorder()
+        watcher.install()
+        try:
+            for call in calls:
+                watcher.open()
+                args, kwargs = apply_to_collection((call.args, call.kwargs), Tensor, lambda t: t.to(self.device))
+                self.primary(*args, **kwargs)
+                (recording,) = watcher.close()
+                shape = prediction_shape(recording.output, recording.inputs)
+                recording.output = recording.output.float().reshape(shape)
+                yield call, recording
+        finally:
+            watcher.remove()
+
+
+def ask(subject: Subject) -> tuple[Queries, list[Call]]:
+    """Puts the kept inputs to the model as it is now.
 
     Args:
-        primary: The module; already in evaluation mode.
-        calls: The kept calls.
-        recorder: Makes a recorder of the primary (calls made without gradients).
-        device: Where the primary is.
+        subject: The model, in evaluation mode.
 
     Returns:
-        The queries on the CPU, and how many calls were left out because their shapes differ from the first one's.
+        The queries on the CPU, and the calls they come from: those whose input has the shape of the first one's.
 
     Raises:
         ValueError: Nothing was kept.
     """
-    if not calls:
-        raise ValueError("`calls` is empty: no forward call of the primary was recorded to ask again.")
+    if not subject.calls:
+        raise ValueError("no forward call of the model was seen, neither in validation nor in training")
     rows: list[Recording] = []
-    labels: list[Tensor | None] = []
-    skipped = 0
-    watcher = recorder()
-    watcher.install()
-    try:
-        for call in calls:
-            watcher.open()
-            args, kwargs = apply_to_collection((call.args, call.kwargs), Tensor, lambda t: t.to(device))
-            primary(*args, **kwargs)
-            (recording,) = watcher.close()
-            if rows and (recording.inputs.shape[1:] != rows[0].inputs.shape[1:]):
-                skipped += 1
-                continue
-            recording.output = recording.output.float().reshape(prediction_shape(recording.output, recording.inputs))
-            rows.append(recording)
-            labels.append(call.labels)
-    finally:
-        watcher.remove()
-    have_labels = all(label is not None for label in labels)
+    used: list[Call] = []
+    for call, recording in subject.answers(subject.calls):
+        if rows and recording.inputs.shape[1:] != rows[0].inputs.shape[1:]:
+            continue
+        rows.append(recording)
+        used.append(call)
+    logits = torch.cat([row.output for row in rows]).cpu()
+    mask = None if rows[0].mask is None else torch.cat([r.mask for r in rows if r.mask is not None]).cpu()
+    found = [call.labels for call in used if call.labels is not None]
+    labels = torch.cat(found).long() if len(found) == len(used) else None
+    if labels is not None and bool((labels < 0).any()):
+        # PyTorch's ignore_index: such positions don't count.
+        ignored = labels < 0
+        mask = ~ignored if mask is None or mask.shape != ignored.shape else mask & ~ignored
+        labels = labels.clamp(min=0)
     queries = Queries(
         inputs=torch.cat([row.inputs for row in rows]).cpu(),
-        logits=torch.cat([row.output for row in rows]).cpu(),
-        labels=torch.cat([label for label in labels if label is not None]) if have_labels else None,
-        mask=None if rows[0].mask is None else torch.cat([r.mask for r in rows if r.mask is not None]).cpu(),
+        logits=logits,
+        labels=labels,
+        mask=mask,
         taps={name: torch.cat([row.taps[name] for row in rows]).float().cpu() for name in rows[0].taps},
     )
-    return queries, skipped
+    return queries, used
 
 
 @contextmanager
@@ -141,4 +169,6 @@ def patched(module: nn.Module, values: Iterator[Tensor]) -> Iterator[None]:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().clone()
+    # Validation runs in inference mode; a clone made outside of it is an ordinary tensor again.
+    with torch.inference_mode(False):
+        return tensor.detach().cpu().clone()

@@ -87,7 +87,7 @@ class Recorder:
         reads: str | None = None,
         with_gradients: bool = True,
     ) -> None:
-        self._modules = {plain_name(name): module for name, module in root.named_modules()}
+        self._modules: dict[str, nn.Module] = {plain_name(name): module for name, module in root.named_modules()}
         self._output = output
         self._with_gradients = with_gradients
         self._model_handles: dict[str, RemovableHandle] = {}
@@ -217,7 +217,5 @@ def _candidates(modules: dict[str, nn.Module]) -> list[str]:
     trainable = {id(p): p.numel() for p in modules[""].parameters() if p.requires_grad}
     half = sum(trainable.values()) / 2
     return [
-        name
-        for name, module in modules.items()
-        if sum(trainable.get(id(p), 0) for p in module.parameters()) > half and half > 0
+        name for name, module in modules.items() if sum(trainable.get(id(p), 0) for p in module.parameters()) > half > 0
     ]

@@ -1,32 +1,32 @@
 """Measures a finished model and writes down what was run, what came out and what it cost."""
 
-import platform
-import resource
-import sys
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from rich.progress import Progress as ProgressBar
 
 from legibility.lightning_plugins._callback import LegibilityCallback
 from legibility.lightning_plugins._controls import RandomInitControl, TemperatureControl
-from legibility.lightning_plugins._injector import Penalty, injector_of
-from legibility.lightning_plugins._measurement import Measurement, Protocol, measure_model
-from legibility.lightning_plugins._queries import KeptCalls
+from legibility.lightning_plugins._cost import Clock, peak_memory
+from legibility.lightning_plugins._imitation_scores import Families
+from legibility.lightning_plugins._l1_sparsity import L1Sparsity
+from legibility.lightning_plugins._measurement import Measurement, measure_subject
+from legibility.lightning_plugins._queries import Subject
+from legibility.lightning_plugins._query_keeper import QueryKeeper
 from legibility.lightning_plugins._recorder import Recorder
+from legibility.lightning_plugins._run_record import plugins_of, run_record
 from legibility.lightning_plugins._student_legibility import StudentLegibility
 from legibility.students import Student
-from legibility.tradeoff import ControlOf, CostEntry, RunRecord, TaskEntry, save_record
+from legibility.tradeoff import CostEntry, RunRecord, TaskEntry, save_record
 
 if TYPE_CHECKING:
-    from pytorch_lightning import LightningModule, Trainer
-
-_PACKAGES = ("legibility", "torch", "pytorch-lightning", "lightning", "torchmetrics")
+    from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 
 class InterpretabilityReport(LegibilityCallback):
@@ -82,7 +82,7 @@ class InterpretabilityReport(LegibilityCallback):
         reads: str | None = None,
         held_out: Sequence[Student] | Literal["auto"] = "auto",
         queries: int = 1024,
-        passes: float = 4.0,
+        passes: int = 4,
         random_init_control: bool = True,
         task_loss: str | None = None,
         progress: bool = True,
@@ -91,26 +91,26 @@ class InterpretabilityReport(LegibilityCallback):
         if not arm:
             raise ValueError("`arm` must not be empty: it names this run in comparisons.")
         if queries < 32:
-            raise ValueError(f"`queries` must be at least 32, got {queries}: fewer leave blocks too small to learn from.")
-        if not passes > 0:
-            raise ValueError(f"`passes` must be positive, got {passes}.")
+            raise ValueError(
+                f"`queries` must be at least 32, got {queries}: fewer leave blocks too small to learn from."
+            )
+        if passes < 1:
+            raise ValueError(f"`passes` must be at least 1, got {passes}.")
         if not isinstance(held_out, str) and len(held_out) == 0:
             raise ValueError('`held_out` is empty: nobody would be asked. Give some students, or leave it at "auto".')
         self.arm, self.seed, self.recipe, self.folder = arm, seed, recipe, folder
         self.model, self.taps, self.output, self.reads = model, taps, output, reads
-        self.protocol = Protocol(held_out, passes, random_init_control)
+        self.families = Families(held_out, passes)
         self.queries = queries
+        self.random_init_control = random_init_control
         self.task_loss = task_loss
         self.progress = progress
         #: The last record written, and where.
         self.record: RunRecord | None = None
         self.path: Path | None = None
-        self._kept = {split: KeptCalls(queries, split) for split in ("validation", "training")}
-        self._watching: Recorder | None = None
-        self._validating: Recorder | None = None
-        self._module: LightningModule | None = None
         self._found: str | None = model
-        self._clock = _Clock()
+        self._keeper = QueryKeeper(queries, self._recorder, self._name_model)
+        self._clock = Clock()
 
     @property
     def state_key(self) -> str:
@@ -120,25 +120,27 @@ class InterpretabilityReport(LegibilityCallback):
     # -- keeping queries
 
     def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        legibility = next((c for c in _ours(trainer) if isinstance(c, StudentLegibility)), None)
-        if legibility is not None:
-            self._found = self.model if self.model is not None else legibility.model
-            self.taps = self.taps or legibility.taps
-            self.output = self.output if self.output is not None else legibility.output
-            self.reads = self.reads if self.reads is not None else legibility.reads
-        self._kept = {split: KeptCalls(self.queries, split) for split in self._kept}
-        self._module = pl_module
-        self._clock = _Clock()
-        self._watching = self._recorder(pl_module, with_gradients=True)
-        self._watching.install()
-        injector_of(pl_module).attach(self)
+        self._adopt(trainer)
+        self._clock = Clock()
+        self._recorder(pl_module, taps=True)  # names that match nothing are said now, not after training
+        self._keeper.start(pl_module)
 
     def _uninstall(self) -> None:
-        self._stop_watching()
-        self._stop_validating()
-        self._module = None
+        self._keeper.stop()
 
-    def _recorder(self, pl_module: "LightningModule", *, with_gradients: bool, taps: bool = False) -> Recorder:
+    def _name_model(self, name: str) -> None:
+        self._found = name
+
+    def _adopt(self, trainer: "Trainer") -> None:
+        """What the user named for StudentLegibility need not be named again."""
+        for callback in plugins_of(trainer):
+            if isinstance(callback, StudentLegibility):
+                self._found = self._found if self._found is not None else callback.model
+                self.taps = self.taps or callback.taps
+                self.output = self.output if self.output is not None else callback.output
+                self.reads = self.reads if self.reads is not None else callback.reads
+
+    def _recorder(self, pl_module: "LightningModule", *, with_gradients: bool = False, taps: bool = False) -> Recorder:
         return Recorder(
             pl_module,
             model=self._found,
@@ -147,3 +149,208 @@ class InterpretabilityReport(LegibilityCallback):
             reads=self.reads,
             with_gradients=with_gradients,
         )
+
+    def on_validation_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Watches a validation run until enough inputs are kept; the sanity check does not count."""
+        if not trainer.sanity_checking:
+            self._keeper.start_validation(pl_module)
+
+    def on_validation_batch_start(
+        self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Records this batch's calls."""
+        self._keeper.open_validation_batch()
+
+    def on_validation_batch_end(
+        self,
+        trainer: "Trainer",
+        pl_module: "LightningModule",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps this batch's inputs."""
+        self._keeper.keep_validation_batch(batch)
+
+    def on_validation_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Stops watching."""
+        self._keeper.stop_validation()
+
+    # -- cost
+
+    def on_train_batch_start(
+        self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        """Starts the clock of this step."""
+        self._clock.start_step()
+
+    def on_train_batch_end(
+        self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops it."""
+        self._steps += 1
+        self._clock.stop_step()
+
+    # -- the report
+
+    def on_fit_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Measures, writes the record, logs. A measurement that fails costs no finished training: it is written down."""
+        fit_seconds = self._clock.since_start()
+        if trainer.is_global_zero:
+            self._write(trainer, pl_module, None, fit_seconds, steps=trainer.global_step, fatal=False)
+        trainer.strategy.barrier("legibility_report")
+
+    def measure(
+        self,
+        trainer: "Trainer",
+        pl_module: "LightningModule",
+        datamodule: "LightningDataModule | None" = None,
+        *,
+        control: TemperatureControl | RandomInitControl | None = None,
+    ) -> RunRecord:
+        """Measures a finished model on demand, or one of its controls, and writes the record.
+
+        Args:
+            trainer: A trainer that has this callback.
+            pl_module: The module with the finished weights.
+            datamodule: Its validation batches become the queries; None: those kept in the last fit.
+            control: Measure this control instead of the model itself.
+
+        Returns:
+            The record, also in :attr:`record`; its file is :attr:`path`.
+
+        Raises:
+            ValueError: Nothing to ask, or answers that can't be measured.
+        """
+        if datamodule is not None:
+            self._adopt(trainer)
+            self._keeper = QueryKeeper(self.queries, self._recorder, self._name_model)
+            trainer.validate(pl_module, datamodule=datamodule, verbose=False)
+        self._write(trainer, pl_module, control, None, steps=None, fatal=True)
+        assert self.record is not None
+        return self.record
+
+    def _write(
+        self,
+        trainer: "Trainer",
+        pl_module: "LightningModule",
+        control: TemperatureControl | RandomInitControl | None,
+        fit_seconds: float | None,
+        *,
+        steps: int | None,
+        fatal: bool,
+    ) -> None:
+        start = time.perf_counter()
+        try:
+            found = self._measured(trainer, pl_module, control)
+        except Exception as error:
+            if fatal:
+                raise
+            rank_zero_warn(f"InterpretabilityReport could not measure this model: {error}")
+            source = "none: measuring failed"
+            found = Measurement(TaskEntry("none", None, None, None, None, source), notes=[f"measuring failed: {error}"])
+        cost = CostEntry(
+            fit_seconds=fit_seconds,
+            steps=steps,
+            step_seconds=self._clock.seconds_per_step if steps is not None else None,
+            report_seconds=time.perf_counter() - start,
+            peak_memory_bytes=peak_memory(trainer.strategy.root_device),
+            terms={type(c).__name__: c.seconds_per_step for c in plugins_of(trainer) if steps is not None},
+            parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
+        )
+        self.record = run_record(
+            found,
+            cost,
+            arm=self.arm,
+            seed=self.seed,
+            recipe=self.recipe,
+            plugins=plugins_of(trainer),
+            control=control,
+            settings={
+                "queries": self.queries,
+                "passes": self.families.passes,
+                "hparams": {k: v for k, v in dict(pl_module.hparams).items() if isinstance(v, (bool, int, float, str))},
+            },
+        )
+        self.path = save_record(self.record, self._target(trainer))
+        scores = {
+            f"legibility/score/{entry.name}": entry.value
+            for entry in found.scores
+            if entry.family is None and entry.value is not None
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(scores, step=trainer.global_step)
+
+    def _measured(
+        self,
+        trainer: "Trainer",
+        pl_module: "LightningModule",
+        control: TemperatureControl | RandomInitControl | None,
+    ) -> Measurement:
+        if any(word in type(trainer.strategy).__name__ for word in ("FSDP", "DeepSpeed", "ModelParallel")):
+            raise ValueError(f"{type(trainer.strategy).__name__} shards the weights; measure the saved model instead")
+        kept = self._keeper.kept
+        device = trainer.strategy.root_device
+        trained = [c for c in plugins_of(trainer) if isinstance(c, StudentLegibility) and c.strength > 0 and c.built]
+        cohorts = [c.built.cohort for c in trained if c.built is not None]
+        with _on_device(pl_module, device), self._progress() as progress:
+            recorder = self._recorder(pl_module)
+            if recorder.model is None:
+                raise ValueError("the model was never called, so it is not known: name it with `model=`")
+            subject = Subject(
+                primary=recorder.primary,
+                recorder=lambda: self._recorder(pl_module, taps=True),
+                calls=kept.calls,
+                split=kept.split,
+                device=device,
+                trained_with=frozenset(type(s) for cohort in cohorts for s in cohort.students.values()),
+                sparsified=any(isinstance(c, L1Sparsity) and c.strength > 0 for c in plugins_of(trainer)),
+            )
+            found = measure_subject(
+                subject,
+                self.families,
+                control=control,
+                random_init_control=self.random_init_control,
+                progress=progress,
+            )
+        if self.task_loss is not None:
+            found.task = _logged_loss(trainer, self.task_loss, found.task)
+        return found
+
+    def _target(self, trainer: "Trainer") -> Path:
+        if self.folder is not None:
+            return Path(self.folder) / "record.json"
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "legibility"
+        number = 1
+        while (path := folder / ("record.json" if number == 1 else f"record-{number}.json")).exists():
+            number += 1
+        return path
+
+    @contextmanager
+    def _progress(self) -> Iterator[Any]:
+        if not self.progress:
+            yield lambda name, share: None
+            return
+        with ProgressBar(transient=True) as bar:
+            task = bar.add_task("measuring", total=1.0)
+            yield lambda name, share: bar.update(task, description=f"measuring: {name}", completed=share)
+
+
+@contextmanager
+def _on_device(pl_module: "LightningModule", device: torch.device) -> Iterator[None]:
+    """At the end of a fit Lightning has moved the module to the CPU already."""
+    before = pl_module.device
+    pl_module.to(device)
+    try:
+        yield
+    finally:
+        pl_module.to(before)
+
+
+def _logged_loss(trainer: "Trainer", name: str, task: TaskEntry) -> TaskEntry:
+    if name not in trainer.callback_metrics:
+        known = ", ".join(trainer.callback_metrics) or "none"
+        raise ValueError(f"`task_loss` = {name!r} was never logged; logged metrics: {known}")
+    value = float(trainer.callback_metrics[name])
+    return dataclasses.replace(task, name=name, loss=value, source=f"logged as {name}")

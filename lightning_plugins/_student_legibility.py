@@ -14,6 +14,7 @@ from legibility.lightning_plugins._callback import (
     check_share,
     check_strength,
     is_logging_step,
+    log_every,
     no_autocast,
     total_steps,
 )
@@ -200,7 +201,9 @@ class StudentLegibility(LegibilityCallback):
 
     # -- one batch
 
-    def on_train_batch_start(self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int
+    ) -> None:
         """A closure may run the step several times; the students learn from the first run only."""
         self._learned = False
 
@@ -229,8 +232,8 @@ class StudentLegibility(LegibilityCallback):
     def _meet(self, recordings: list[Recording]) -> Penalty | None:
         assert self.built is not None and self._trainer is not None
         cohort, strength = self.built.cohort, self.strength_at(self._trainer.global_step)
-        every = self._trainer.log_every_n_steps
-        logging = bool(every) and (self._trainer.global_step + 1) % every == 0
+        every = log_every(self._trainer)
+        logging = every > 0 and (self._trainer.global_step + 1) % every == 0
         penalties = []
         for recording in recordings:
             predictions = cohort.predict(recording.inputs, recording.mask)

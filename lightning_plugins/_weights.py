@@ -36,8 +36,8 @@ def penalisable_weights(root: nn.Module) -> dict[str, nn.Parameter]:
     for module in root.modules():
         if isinstance(module, (*_NORMS, nn.Embedding, nn.EmbeddingBag)) or nn.utils.parametrize.is_parametrized(module):
             excluded |= {id(parameter) for parameter in module.parameters(recurse=False)}
-        if nn.utils.parametrize.is_parametrized(module):
-            excluded |= {id(parameter) for parameter in module.parametrizations.parameters()}
+        if isinstance(module, nn.utils.parametrize.ParametrizationList):
+            excluded |= {id(parameter) for parameter in module.parameters()}
     return {
         plain_name(name): parameter
         for name, parameter in root.named_parameters()
@@ -49,7 +49,9 @@ def penalisable_weights(root: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def target_weights(root: nn.Module, targets: str | Sequence[str], exclude: str | Sequence[str]) -> dict[str, nn.Parameter]:
+def target_weights(
+    root: nn.Module, targets: str | Sequence[str], exclude: str | Sequence[str]
+) -> dict[str, nn.Parameter]:
     """The penalisable weights whose names match ``targets`` and not ``exclude``.
 
     Args:

@@ -87,9 +87,8 @@ def _zero(rows: Tensor, left_out: Tensor | None) -> Tensor:
 
 
 def _mean(rows: Tensor, left_out: Tensor | None) -> Tensor:
-    """Mean over rows, of which those left out are zero already; 0 if there are none."""
-    total = rows.sum(0)
-    return total / (max(len(rows), 1) if left_out is None else (~left_out).sum().clamp(min=1))
+    """Mean over rows, of which those left out are zero already; nan if there are none."""
+    return rows.sum(0) / (len(rows) if left_out is None else (~left_out).sum())
 
 
 def _variance(rows: Tensor, left_out: Tensor | None) -> Tensor:

@@ -34,8 +34,8 @@ def soft_threshold(w: Inexact[Tensor, "*shape"], threshold: float | Float[Tensor
 
     Args:
         w: Weights of any shape. Not modified.
-        threshold: t >= 0 in units of the weights; a number, or a tensor that broadcasts to the shape of `w` (one
-            threshold per row, per weight...). Numbers are checked. The entries of a tensor are not, for that would
+        threshold: t >= 0 in units of the weights; a number, or a tensor on the device of `w` that broadcasts to
+            its shape (one threshold per row, per weight...). Numbers are checked. The entries of a tensor are not, for that would
             make an accelerator wait: with negative or NaN entries the result is undefined.
 
     Returns:
@@ -97,7 +97,7 @@ def reweighted_soft_threshold(
     check_positive(epsilon, "epsilon")
     weights = working_precision(w)
     share = epsilon / (weights.abs() + epsilon)
-    return _shrink(weights, _as_real(threshold, share) * share).to(w.dtype)
+    return _shrink(weights, threshold * share).to(w.dtype)
 
 
 def _check(w: Tensor, threshold: float | Tensor) -> None:
@@ -119,16 +119,11 @@ def _check(w: Tensor, threshold: float | Tensor) -> None:
         )
 
 
-def _as_real(threshold: float | Tensor, like: Tensor) -> float | Tensor:
-    return threshold.to(like.dtype) if isinstance(threshold, Tensor) else threshold
-
-
 def _shrink(weights: Tensor, threshold: float | Tensor) -> Tensor:
     if weights.is_complex():
         modulus = weights.abs()
-        kept = (modulus - _as_real(threshold, modulus)).clamp(min=0)
+        kept = (modulus - threshold).clamp(min=0)
         # At modulus 0 nothing is kept either: 0 / 1 instead of 0 / 0.
         return weights * (kept / modulus.masked_fill(modulus == 0, 1.0))
-    limit = _as_real(threshold, weights)
     # Inside the limits this is w - w, exactly zero; NaN passes through.
-    return weights - torch.clamp(weights, -limit, limit)  # type: ignore[arg-type]
+    return weights - torch.clamp(weights, -threshold, threshold)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from legibility.students._build import build_networks, failed_on_any_rank, unique_names
-from legibility.students._imitation import OUTPUT, Imitation, ImitationLoss, Kind
+from legibility.students._imitation import Imitation, ImitationLoss, Kind
 from legibility.students._signature import Signature
 from legibility.students._statistics import mean_and_std
 from legibility.students._student import Prediction, Student
@@ -168,17 +168,17 @@ class Cohort:
         if not 0 < scale < math.inf:
             raise ValueError(f"`scale` must be above 0 and finite, got {scale}.")
         with torch.autocast(self.device.type, enabled=False):
-            targets = self._imitation.targets(output, taps or {}, mask)
-            new = self._imitation.start(targets, self.networks, self._sum)
+            lesson = self._imitation.lesson(output, taps or {}, mask)
+            new = self._imitation.start(lesson, self.networks, self._sum)
             sums = dict.fromkeys(self.networks, torch.zeros((), device=self.device))
             objectives, losses = [], {}
             for name, prediction in predictions:
                 prediction = self._imitation.rescaled(prediction, self.networks[name], new)
-                objective, sums[name], losses[name] = self._imitation.objective(prediction, targets)
+                objective, sums[name], losses[name] = self._imitation.objective(prediction, lesson)
                 objectives.append(objective)
-            tally = torch.stack([targets[OUTPUT].count(), self._imitation.baseline(targets), *sums.values()]) * scale
+            tally = torch.stack([lesson.count, self._imitation.baseline(lesson), *sums.values()]) * scale
             self._tally = tally if self._tally is None else self._tally + tally
-            self._moments = self._imitation.add_sums(targets, self._moments)
+            self._moments = self._imitation.add_sums(lesson, self._moments)
             if objectives:
                 (torch.stack(objectives).sum() * scale).backward()  # type: ignore[no-untyped-call]
         return losses
@@ -190,7 +190,7 @@ class Cohort:
         """
         if self._pending is None:
             tally = torch.zeros(2 + len(self.networks), device=self.device) if self._tally is None else self._tally
-            moments = self._imitation.add_sums({}, self._moments)
+            moments = self._imitation.add_sums(None, self._moments)
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters()]
             self._pending = PendingSum([tally, *moments.values(), *gradients], distributed=self.distributed)
 

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from legibility.losses import entropy, forward_kl
+from legibility.losses import entropy
 from legibility.students._head import Head
 from legibility.students._signature import Signature
 from legibility.students._statistics import Moments, Reduce, mean_and_variance
@@ -35,12 +36,35 @@ class ImitationLoss:
     taps: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What one batch asks of every student; the primary's side is computed once.
+
+    Attributes:
+        targets: The output under the key `OUTPUT`, and taps by name.
+        beliefs: (..., outputs) probabilities of the primary; None for values.
+        entropy: Scalar, their summed entropy in nats; 0 for values.
+    """
+
+    targets: dict[str, Target]
+    beliefs: Tensor | None
+    entropy: Tensor
+
+    @property
+    def count(self) -> Tensor:
+        """Scalar: how many outputs count."""
+        return self.targets[OUTPUT].count()
+
+
 class Imitation:
     """The losses of a cohort, and the running variances by which they are standardised.
 
     Args:
         signature: What is imitated.
         kind: Whether outputs are logits of a distribution or values.
+
+    Raises:
+        ValueError: For an unknown `kind`, or a distribution over a single output.
     """
 
     def __init__(self, signature: Signature, kind: Kind) -> None:
@@ -52,8 +76,8 @@ class Imitation:
         self.kind = kind
         self.moments: dict[str, Moments] = {}
 
-    def targets(self, output: Tensor, taps: Mapping[str, Tensor], mask: Tensor | None) -> dict[str, Target]:
-        """What one batch asks to imitate, the output under the key `OUTPUT`.
+    def lesson(self, output: Tensor, taps: Mapping[str, Tensor], mask: Tensor | None) -> Lesson:
+        """Prepare one batch.
 
         Raises:
             ValueError: For tensors that don't fit the signature.
@@ -64,7 +88,8 @@ class Imitation:
             raise ValueError(
                 f"`output` must be {shape}{self.signature.outputs}) as in the first batch, got {tuple(output.shape)}."
             )
-        targets = {OUTPUT: prepare(output, self.signature.per_position, mask)}
+        target = prepare(output, self.signature.per_position, mask)
+        targets = {OUTPUT: target}
         for name, tap in taps.items():
             if name not in self.signature.taps:
                 raise ValueError(f"`taps` must be among {', '.join(self.signature.taps) or 'none'}, got {name!r}.")
@@ -75,13 +100,15 @@ class Imitation:
                     f"tap `{name}` must have {expect.units} units as in the first batch, got {tuple(tap.shape)}; "
                     "leave taps whose size varies out of `taps`."
                 )
-        return targets
+        if self.kind == "values":
+            return Lesson(targets, None, target.values.new_zeros(()))
+        return Lesson(targets, target.values.softmax(-1), target.sum(entropy(target.values)))
 
-    def start(self, targets: Mapping[str, Target], networks: Mapping[str, StudentNetwork], reduce: Reduce) -> set[str]:
+    def start(self, lesson: Lesson, networks: Mapping[str, StudentNetwork], reduce: Reduce) -> set[str]:
         """Scale the heads by the first batch in which a thing appears; returns what was new."""
-        new = {name for name in targets if name not in self.moments and (name != OUTPUT or self.kind == "values")}
+        new = {n for n in lesson.targets if n not in self.moments and (n != OUTPUT or self.kind == "values")}
         for name in sorted(new):
-            mean, variance = mean_and_variance(targets[name].rows(), reduce)
+            mean, variance = mean_and_variance(lesson.targets[name].rows(), reduce)
             self.moments[name] = Moments(mean, variance)
             for network in networks.values():
                 self._head(network, name).set_scale(mean, torch.where(variance > 0, variance.sqrt(), 1.0))
@@ -102,7 +129,7 @@ class Imitation:
         assert isinstance(head, Head)
         return head
 
-    def objective(self, prediction: Prediction, targets: Mapping[str, Target]) -> tuple[Tensor, Tensor, ImitationLoss]:
+    def objective(self, prediction: Prediction, lesson: Lesson) -> tuple[Tensor, Tensor, ImitationLoss]:
         """One student on one batch.
 
         Returns:
@@ -112,40 +139,43 @@ class Imitation:
         Raises:
             ValueError: If the prediction is of another batch.
         """
-        target = targets[OUTPUT]
+        target = lesson.targets[OUTPUT]
         if prediction.output.shape != target.values.shape:
             raise ValueError(
                 f"`predictions` must be of the batch whose `output` is {tuple(target.values.shape)}, "
                 f"got {tuple(prediction.output.shape)}."
             )
-        if self.kind == "distribution":
-            output = target.sum(forward_kl(target.values, prediction.output))
+        if lesson.beliefs is not None:
+            # KL = cross-entropy - entropy, of which the students share the second: half the time of forward_kl.
+            surprise = functional.cross_entropy(
+                prediction.output.flatten(0, -2), lesson.beliefs.flatten(0, -2), reduction="none"
+            )
+            output = target.sum(surprise.view(target.values.shape[:-1])) - lesson.entropy
         else:
             output = self._standardised_error(OUTPUT, target, prediction.output)
         taps = {}
-        for name, tap in targets.items():
+        for name, tap in lesson.targets.items():
             if name != OUTPUT:
                 error = self._standardised_error(name, tap, prediction.taps[name])
                 taps[name] = error / tap.count().clamp(min=1.0)
-        count = target.count()
         total = output
         if taps:
-            total = output + count * torch.stack(list(taps.values())).mean()
-        losses = ImitationLoss((output / count.clamp(min=1.0)).detach(), {n: t.detach() for n, t in taps.items()})
-        return total, output.detach(), losses
+            total = output + lesson.count * torch.stack(list(taps.values())).mean()
+        mean = (output / lesson.count.clamp(min=1.0)).detach()
+        return total, output.detach(), ImitationLoss(mean, {name: tap.detach() for name, tap in taps.items()})
 
-    def baseline(self, targets: Mapping[str, Target]) -> Tensor:
+    def baseline(self, lesson: Lesson) -> Tensor:
         """The output's sum for a fresh student, which predicts the uniform distribution or the mean."""
-        target = targets[OUTPUT]
         if self.kind == "distribution":
-            return target.sum(math.log(self.signature.outputs) - entropy(target.values))
-        return self._standardised_error(OUTPUT, target, self.moments[OUTPUT].shift)
+            return lesson.count * math.log(self.signature.outputs) - lesson.entropy
+        return self._standardised_error(OUTPUT, lesson.targets[OUTPUT], self.moments[OUTPUT].shift)
 
     def _standardised_error(self, name: str, target: Target, predicted: Tensor) -> Tensor:
         return target.sum((target.values - predicted).square() @ self.moments[name].weights)
 
-    def add_sums(self, targets: Mapping[str, Target], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def add_sums(self, lesson: Lesson | None, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a batch adds to the step's sums, for every running moment in one order; 0 for what isn't there."""
+        targets = {} if lesson is None else lesson.targets
         added = {}
         for name, moments in self.moments.items():
             total = sums.get(name, moments.shift.new_zeros(2 * moments.shift.numel() + 1))

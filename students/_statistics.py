@@ -8,25 +8,29 @@ from torch import Tensor
 Reduce = Callable[[Tensor], Tensor]
 
 REMEMBERED_STEPS = 100  # how many steps a running variance averages
-DEAD = 1e-8  # a unit whose variance is below this share of the mean variance has nothing to imitate
+CONSTANT = 1e-5  # deviation, as a share of the mean, below which fp32 can't tell a unit from a constant
+TINY = 1e-24  # variance below which its inverse isn't safe in fp32
 
 
 def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def mean_and_variance(rows: Tensor, reduce: Reduce = _unchanged) -> tuple[Tensor, Tensor]:
-    """Mean and population variance of each column of `rows` (rows, units); non-finite numbers count as 0.
+def _varies(mean: Tensor, variance: Tensor) -> Tensor:
+    return variance > (CONSTANT * mean).square().clamp(min=TINY)
 
-    `reduce` sums a tensor over ranks; it is called twice, as the variance is taken around the common mean.
+
+def mean_and_variance(rows: Tensor, reduce: Reduce = _unchanged) -> tuple[Tensor, Tensor]:
+    """Mean and population variance of each column of `rows` (rows, units), 0 for a column that never varies.
+
+    Non-finite numbers count as 0. `reduce` sums a tensor over ranks; it is called twice, as the variance is taken around the common mean.
     """
     rows = torch.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
     total = reduce(torch.cat([rows.sum(0), rows.new_full((1,), float(rows.shape[0]))]))
     count = total[-1].clamp(min=1.0)
     mean = total[:-1] / count
     variance = reduce((rows - mean).square().sum(0)) / count
-    # Rounding gives a constant column a deviation of about 1e-7 of its size.
-    return mean, torch.where(variance > (1e-6 * mean).square(), variance, 0.0)
+    return mean, torch.where(_varies(mean, variance), variance, 0.0)
 
 
 def mean_and_std(rows: Tensor, reduce: Reduce = _unchanged) -> tuple[Tensor, Tensor]:
@@ -62,7 +66,7 @@ class Moments:
 
     def _weights(self) -> Tensor:
         variance = (self.second - self.first.square()).clamp(min=0.0)
-        alive = variance > DEAD * variance.mean()
+        alive = _varies(self.shift + self.first, variance)  # a dead unit has nothing to imitate
         return torch.where(alive, 1.0 / variance, 0.0) / alive.sum().clamp(min=1)
 
     def sums(self, values: Tensor, mask: Tensor | None) -> Tensor:

@@ -22,7 +22,7 @@ def loader(rows: int = 64, batch_size: int = 8, shuffle: bool = False) -> DataLo
 def make_module(namespace: Any, **options: Any) -> Any:
     """A classifier with a model at ``net``; records the gradients that the optimizer sees in ``seen``."""
 
-    class Classifier(namespace.LightningModule):  # type: ignore[name-defined,misc]
+    class Classifier(namespace.LightningModule):  # type: ignore[misc]
         def __init__(self, returns: str = "tensor", optimizer: str = "sgd", weight_decay: float = 0.0) -> None:
             super().__init__()
             torch.manual_seed(0)

@@ -25,7 +25,9 @@ def main(namespace: str, out: str, which: str, accumulate: str = "1") -> None:
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     data = loader(rows=24 * 16, batch_size=1).dataset
     share = 16 // world
-    rows = [data[i] for start in range(0, 24 * 16, 16) for i in range(start + rank * share, start + (rank + 1) * share)]
+    rows: Any = [
+        data[i] for start in range(0, 24 * 16, 16) for i in range(start + rank * share, start + (rank + 1) * share)
+    ]
     module = make_module(pl)
     students = [MLPStudent(width=16, depth=1), MLPStudent(width=8, depth=2)]
     legibility = StudentLegibility(0.7, students=students, warmup=0.0, summary=False, taps="net.0")

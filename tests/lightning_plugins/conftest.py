@@ -35,16 +35,16 @@ def trainer(pl: Any, tmp_path: Path) -> Callable[..., Any]:
 
     def make(callbacks: Any = (), **options: Any) -> Any:
         callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
-        quiet = dict(
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=str(tmp_path),
-            max_epochs=1,
-        )
+        quiet = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": str(tmp_path),
+            "max_epochs": 1,
+        }
         return pl.Trainer(**{**quiet, **options}, callbacks=callbacks)
 
     return make

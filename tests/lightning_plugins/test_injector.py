@@ -69,7 +69,7 @@ def test_half_precision_gradients_survive_a_loss_scale() -> None:
     tiny, scale = 1e-9, 2.0**12  # tiny underflows in float16, tiny * scale does not
     assert torch.tensor(tiny).half() == 0
     loss = add_penalty(0 * hidden.sum(), Penalty(torch.zeros(()), [(hidden, torch.full((3,), tiny))]))
-    (loss.float() * scale).backward()
+    (loss.float() * scale).backward()  # type: ignore[no-untyped-call]
     assert hidden.grad is not None
     assert torch.equal(hidden.grad, torch.full((3,), tiny * scale).half()) and (hidden.grad > 0).all()
 
@@ -82,7 +82,7 @@ def test_a_penalty_that_is_not_finite_never_reaches_the_primary(bad: float, wher
     gradient = torch.tensor([1.0, bad if where == "gradient" else 1.0])
     loss = add_penalty(hidden.sum(), Penalty(value, [(hidden, gradient)]))
     assert loss.item() == 2.0
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert hidden.grad is not None and hidden.grad.tolist() == [1.0, 1.0]
 
 
@@ -92,7 +92,7 @@ def test_the_loss_keeps_its_shape_and_dtype(shape: tuple[int, ...]) -> None:
     loss = hidden.sum().reshape(shape)
     added = add_penalty(loss, Penalty(torch.tensor(1.0), [(hidden, torch.ones(2))]))
     assert added.shape == shape and added.dtype == torch.float64
-    added.backward()
+    added.backward()  # type: ignore[no-untyped-call]
     assert hidden.grad is not None and hidden.grad.tolist() == [2.0, 2.0]
 
 

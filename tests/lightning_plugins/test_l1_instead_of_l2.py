@@ -51,7 +51,7 @@ def test_attributes_of_attention_and_recurrent_layers(pl: Any, trainer: Callable
 def test_it_comes_back_after_an_exception(pl: Any, trainer: Callable[..., Any]) -> None:
     module = with_dropout(pl)
 
-    class Boom(pl.Callback):  # type: ignore[name-defined,misc]
+    class Boom(pl.Callback):  # type: ignore[misc]
         def on_train_batch_end(self, *args: Any) -> None:
             assert module.net[2].p == 0.0
             raise RuntimeError("boom")
@@ -66,7 +66,7 @@ def test_it_comes_back_after_an_exception(pl: Any, trainer: Callable[..., Any]) 
 def test_checkpoints_hold_the_users_weight_decay(pl: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
     module = with_dropout(pl)
 
-    class Save(pl.Callback):  # type: ignore[name-defined,misc]
+    class Save(pl.Callback):  # type: ignore[misc]
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             assert trainer.optimizers[0].param_groups[0]["weight_decay"] == 0.0
             trainer.save_checkpoint(tmp_path / "during.ckpt")

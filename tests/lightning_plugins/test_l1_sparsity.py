@@ -31,7 +31,7 @@ def by_hand(strength: float, *, reweighted: bool, heal: float, epochs: int, opti
     for _ in range(epochs):
         for x, y in loader():
             step.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
+            nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
             step.step()
             with torch.no_grad():
                 for index, (weight, size) in enumerate(zip(matrices, sizes, strict=True)):
@@ -61,7 +61,7 @@ def test_equals_a_loop_written_by_hand(
 
 
 def test_the_budget_is_the_most_that_a_weight_can_lose(pl: Any, trainer: Callable[..., Any]) -> None:
-    class Still(pl.LightningModule):  # type: ignore[name-defined,misc]
+    class Still(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.layer = nn.Linear(50, 50)
@@ -142,9 +142,7 @@ def test_numbers_out_of_range(options: dict[str, Any], message: str) -> None:
         L1Sparsity(**options)
 
 
-def test_patterns_that_match_nothing_stop_before_the_first_step(
-    module: Any, trainer: Callable[..., Any]
-) -> None:
+def test_patterns_that_match_nothing_stop_before_the_first_step(module: Any, trainer: Callable[..., Any]) -> None:
     before = weights_of(module)
     with pytest.raises(ValueError, match="`targets` pattern 'nett.*'.*Near: .*net.0.weight"):
         trainer(L1Sparsity(1.0, targets="nett.*")).fit(module, loader())

@@ -64,7 +64,7 @@ def by_hand(
             both["symmetric"] = (both["forward"] + both["reverse"]) / 2
             terms.append(both[direction].mean() if cohort.active[name] else torch.zeros(()))
         rate = strength * min(1.0, (step + 1) / warmup_steps) if warmup_steps else strength
-        ((loss + rate * sum(terms) / len(terms)) / accumulate).backward()
+        ((loss + rate * sum(terms) / len(terms)) / accumulate).backward()  # type: ignore[no-untyped-call]
         cohort.learn(predictions, h.detach().float(), {}, None, scale=1 / accumulate)
         if (index + 1) % accumulate == 0 or index + 1 == len(batches):
             seen.append([p.grad.detach().clone() for p in model.parameters() if p.grad is not None])
@@ -92,9 +92,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], float]] =
 
 @pytest.mark.parametrize("returns", ["tensor", "dict"])
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_equal_a_loop_written_by_hand(
-    pl: Any, trainer: Callable[..., Any], case: str, returns: str
-) -> None:
+def test_gradients_equal_a_loop_written_by_hand(pl: Any, trainer: Callable[..., Any], case: str, returns: str) -> None:
     hand, options, ours, tolerance = CASES[case]
     batches = list(loader(rows=256))
     model, seen, cohort = by_hand(batches, **hand)
@@ -154,7 +152,7 @@ def test_students_are_nowhere_in_the_primary_and_nothing_is_left(
     names, attributes = list(bare.state_dict()), set(vars(bare))
     inside: list[Any] = []
 
-    class Look(pl.Callback):  # type: ignore[name-defined,misc]
+    class Look(pl.Callback):  # type: ignore[misc]
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
             inside.append(list(pl_module.state_dict()) == names)
             held = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
@@ -188,7 +186,7 @@ def test_nothing_is_left_after_an_exception(
     module = make_module(pl)
     attributes = set(vars(module))
 
-    class Boom(pl.Callback):  # type: ignore[name-defined,misc]
+    class Boom(pl.Callback):  # type: ignore[misc]
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             if where == "after" and batch_idx == 3:
                 raise error("boom")
@@ -208,7 +206,7 @@ def test_resume_equals_uninterrupted(pl: Any, trainer: Callable[..., Any], tmp_p
     def plugin() -> StudentLegibility:
         return callback(warmup=0.5, taps="net.0")
 
-    class StopEarly(pl.Callback):  # type: ignore[name-defined,misc]
+    class StopEarly(pl.Callback):  # type: ignore[misc]
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             if trainer.current_epoch + 1 == stop:
                 trainer.save_checkpoint(tmp_path / "half.ckpt")
@@ -240,7 +238,7 @@ def test_a_second_fit_goes_on_with_the_same_students(pl: Any, trainer: Callable[
 def test_a_failing_student_never_harms_the_primary(pl: Any, trainer: Callable[..., Any]) -> None:
     module, plugin = make_module(pl), callback()
 
-    class Poison(pl.Callback):  # type: ignore[name-defined,misc]
+    class Poison(pl.Callback):  # type: ignore[misc]
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             if batch_idx == 4:
                 assert plugin.built is not None
@@ -251,7 +249,9 @@ def test_a_failing_student_never_harms_the_primary(pl: Any, trainer: Callable[..
         trainer([plugin, Poison()]).fit(module, loader())
     assert torch.isfinite(weights_of(module)).all()
     assert plugin.built is not None
-    assert "mlp" in plugin.built.cohort.failed and torch.isfinite(weights_of(plugin.built.cohort.networks["mlp_2"])).all()
+    assert (
+        "mlp" in plugin.built.cohort.failed and torch.isfinite(weights_of(plugin.built.cohort.networks["mlp_2"])).all()
+    )
 
 
 def test_with_no_argument_it_does_something_sensible(
@@ -331,9 +331,9 @@ def test_manual_optimization_is_refused_in_a_sentence(module: Any, trainer: Call
 def test_regression_imitates_values(pl: Any, trainer: Callable[..., Any]) -> None:
     module = make_module(pl)
     module.training_step = lambda batch, batch_idx: module.net(batch[0]).square().mean()
-    data = [torch.randn(8, 10) for _ in range(8)]
+    data: Any = [(torch.randn(8, 10),) for _ in range(8)]
     plugin = callback()
-    trainer(plugin).fit(module, torch.utils.data.DataLoader([(x,) for x in data], batch_size=None))
+    trainer(plugin).fit(module, torch.utils.data.DataLoader(data, batch_size=None))
     assert plugin.built is not None and plugin.built.kind == "values"
     assert torch.isfinite(weights_of(module)).all()
 

@@ -93,6 +93,8 @@ def test_dead_even_if_matched_exactly() -> None:
 def test_fewer_than_two_positions_are_dead(shape: tuple[int, ...]) -> None:
     value = fvu(torch.randn(shape), torch.randn(shape).requires_grad_())
     assert value.shape == (2,) and value.isnan().all()
+    masked = fvu(torch.randn(shape), torch.randn(shape), mask=torch.ones(shape[:-1], dtype=torch.bool))
+    assert masked.shape == (2,) and masked.isnan().all()
     torch.autograd.backward(value.sum())
 
 

@@ -227,6 +227,14 @@ def test_half_precision_computes_in_float32(divergence: Divergence, dtype: torch
 
 
 @ALL
+def test_autocast_does_not_lower_the_precision(divergence: Divergence) -> None:
+    primary, student = random_pair(8, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = divergence(primary, student)
+    assert torch.equal(result, divergence(primary, student))
+
+
+@ALL
 def test_double_precision_is_kept(divergence: Divergence) -> None:
     primary, student = random_pair(8, 5, dtype=torch.float64)
     result = divergence(primary, student)

@@ -93,7 +93,9 @@ class TestSoftThreshold:
     def test_dtype_is_kept(self, dtype: torch.dtype, threshold_dtype: torch.dtype) -> None:
         w = weights(4, dtype=dtype)
         assert soft_threshold(w, 0.5).dtype == dtype
-        assert soft_threshold(w, torch.tensor(0.5, dtype=threshold_dtype)).dtype == dtype
+        each = torch.full((4,), 0.5, dtype=threshold_dtype)
+        torch.testing.assert_close(soft_threshold(w, each), soft_threshold(w, 0.5))  # compares dtypes too
+        assert reweighted_soft_threshold(w, each, epsilon=0.1).dtype == dtype
         assert torch.equal(soft_threshold(w, 0.5), soft_threshold(w, torch.tensor(0.5, dtype=threshold_dtype)))
 
     def test_double_precision_is_kept(self) -> None:
