@@ -1,0 +1,70 @@
+"""The trade-off: what interpretability costs in task loss, from run records to one honest picture.
+
+Records (one JSON file per run) are written by `legibility.lightning_plugins` and read here; nothing here knows torch
+or Lightning.
+
+- the run record: `RunRecord` and its parts, `save_record`, `load_record`, `find_records`
+- the comparison: `compare` makes a `Comparison`: arms against a baseline, paired by seed, beyond their controls;
+  `front`, `is_matched`; `verdicts` puts it into sentences
+- showing it: `print_comparison` (terminal), `write_html`, `render_html` (one file; needs `legibility[html]`)
+"""
+
+from legibility.tradeoff._arms import Arm as Arm
+from legibility.tradeoff._arms import Cell as Cell
+from legibility.tradeoff._arms import Comparison as Comparison
+from legibility.tradeoff._arms import Metric as Metric
+from legibility.tradeoff._arms import Section as Section
+from legibility.tradeoff._arms import front as front
+from legibility.tradeoff._arms import is_matched as is_matched
+from legibility.tradeoff._comparison import HEADLINES as HEADLINES
+from legibility.tradeoff._comparison import compare as compare
+from legibility.tradeoff._html import render_html as render_html
+from legibility.tradeoff._html import write_html as write_html
+from legibility.tradeoff._record import SCHEMA as SCHEMA
+from legibility.tradeoff._record import ControlOf as ControlOf
+from legibility.tradeoff._record import CostEntry as CostEntry
+from legibility.tradeoff._record import RunRecord as RunRecord
+from legibility.tradeoff._record import ScoreEntry as ScoreEntry
+from legibility.tradeoff._record import TaskEntry as TaskEntry
+from legibility.tradeoff._record import find_records as find_records
+from legibility.tradeoff._record import load_record as load_record
+from legibility.tradeoff._record import save_record as save_record
+from legibility.tradeoff._statistics import CONFIDENCE as CONFIDENCE
+from legibility.tradeoff._statistics import Estimate as Estimate
+from legibility.tradeoff._statistics import estimate as estimate
+from legibility.tradeoff._statistics import t_quantile as t_quantile
+from legibility.tradeoff._terminal import print_comparison as print_comparison
+from legibility.tradeoff._verdicts import Verdict as Verdict
+from legibility.tradeoff._verdicts import judge as judge
+from legibility.tradeoff._verdicts import verdicts as verdicts
+
+__all__ = [
+    "CONFIDENCE",
+    "HEADLINES",
+    "SCHEMA",
+    "Arm",
+    "Cell",
+    "Comparison",
+    "ControlOf",
+    "CostEntry",
+    "Estimate",
+    "Metric",
+    "RunRecord",
+    "ScoreEntry",
+    "Section",
+    "TaskEntry",
+    "Verdict",
+    "compare",
+    "estimate",
+    "find_records",
+    "front",
+    "is_matched",
+    "judge",
+    "load_record",
+    "print_comparison",
+    "render_html",
+    "save_record",
+    "t_quantile",
+    "verdicts",
+    "write_html",
+]
