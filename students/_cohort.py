@@ -95,7 +95,7 @@ class Cohort:
         if distributed:
             reasons = failed_on_any_rank(self.students, signature, chosen, reasons, self.device)
         parameters = [p for network in self.networks.values() for p in network.parameters()]
-        # The fused kernel takes 0.3 ms where foreach takes 1.2 ms (24 tensors, 267k numbers, one CPU thread).
+        # The fused kernel takes 0.35 ms where foreach takes 0.9 ms (24 tensors, 267k numbers, one CPU thread).
         fused = self.device.type in ("cpu", "cuda")
         self._optimizer = torch.optim.Adam([{"params": parameters}], lr=learning_rate, fused=fused)
         self._inputs_scaled = signature.reads == "tokens"
@@ -215,10 +215,8 @@ class Cohort:
             return  # nothing counted, or the primary itself was not finite: not the students' failure
         reasons = {}
         for name, loss, slope in zip(self.networks, losses, numbers, strict=False):
-            if not math.isfinite(loss):
-                reasons[name] = f"its loss became {loss}"
-            elif not math.isfinite(slope):
-                reasons[name] = f"its gradient became {slope}"
+            if not (math.isfinite(loss) and math.isfinite(slope)):
+                reasons[name] = f"its gradient became {slope}" if math.isfinite(loss) else f"its loss became {loss}"
         means = {name: loss / weight for name, loss in zip(self.networks, losses, strict=True)}
         self._fail(reasons)
         self._imitation.update(moments)
@@ -280,13 +278,15 @@ class Cohort:
         Raises:
             ValueError: If the state is of other students, another signature or other widths.
         """
-        mine = self.state_dict()
-        for key in ("students", "signature"):
-            if state[key] != mine[key]:
-                raise ValueError(f"`state` must be of the same {key}: {mine[key]}; got {state[key]}.")
-        widths = {name: width for name, width in mine["widths"].items() if name in state["widths"]}
-        if state["widths"] != widths:
-            raise ValueError(f"`state` must be of the same `widths`: {mine['widths']}; got {state['widths']}.")
+        mine = {
+            "students": {name: repr(student) for name, student in self.students.items()},
+            "signature": self.signature.settled,
+            "widths": {name: net.width for name, net in self.networks.items() if name in state["widths"]},
+        }
+        for key, value in mine.items():
+            theirs = Signature.from_json(state[key]).settled if key == "signature" else state[key]
+            if theirs != value:
+                raise ValueError(f"`state` must be of the same {key}: {value}; got {theirs}.")
         for name, reason in state["failed"].items():
             self._drop(name, reason)
         for name, network in self.networks.items():

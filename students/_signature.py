@@ -70,6 +70,13 @@ class Signature:
         ):
             raise ValueError(f"`per_position` is for tokens and sequences; {self.reads!r} has no positions.")
 
+    @property
+    def settled(self) -> tuple[object, ...]:
+        """All that must stay the same from batch to batch and from rank to rank; numbers of positions may vary."""
+        shape = {"tokens": (), "sequence": self.input_shape[-1:]}.get(self.reads, self.input_shape)
+        taps = tuple((name, tap.units, tap.per_position) for name, tap in self.taps.items())
+        return self.reads, shape, self.outputs, self.per_position, self.vocabulary, taps
+
     def to_json(self) -> str:
         """The signature as one line of JSON; `from_json` reads it back."""
         return json.dumps(asdict(self), sort_keys=True)

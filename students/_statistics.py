@@ -23,7 +23,8 @@ def _varies(mean: Tensor, variance: Tensor) -> Tensor:
 def mean_and_variance(rows: Tensor, reduce: Reduce = _unchanged) -> tuple[Tensor, Tensor]:
     """Mean and population variance of each column of `rows` (rows, units), 0 for a column that never varies.
 
-    Non-finite numbers count as 0. `reduce` sums a tensor over ranks; it is called twice, as the variance is taken around the common mean.
+    Non-finite numbers count as 0. `reduce` sums a tensor over ranks; it is called twice: the variance is taken around
+    the common mean.
     """
     rows = torch.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
     total = reduce(torch.cat([rows.sum(0), rows.new_full((1,), float(rows.shape[0]))]))

@@ -75,7 +75,7 @@ class TransformerStudent(Student):
     reads = frozenset({"tokens", "sequence"})
 
     depth: int = 2
-    heads: int = 4
+    heads: int = 2
 
     def body(self, signature: Signature, width: int) -> nn.Module:
         """Embed, add positions, `depth` blocks, norm."""

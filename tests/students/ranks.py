@@ -61,20 +61,23 @@ def train(
     `early`: synchronise before the step. `poisoned_rank`: the first student's gradients turn NaN there.
     `bad_rank`: the primary's output is NaN there. `idle_rank`: nothing is learned there.
     """
-    students = STUDENTS if signature is TEXT else [MLPStudent(width=8)]
+    students = STUDENTS if signature.reads == "tokens" else [MLPStudent(width=8)]
     cohort = Cohort(students, signature, **settings)
+    if settings.get("kind") == "values":
+        # A regression starts at the mean, where its bias has the gradient 0 up to rounding: Adam would step by the
+        # rounding's sign.
+        nn.init.constant_(cohort.networks["mlp"].get_parameter("head.linear.bias"), 0.1)
     for step in range(STEPS):
-        inputs, output, tap, mask = (t if t is None else t[_part(rank)] for t in _batch(step, signature))
         trouble = step == 2
+        part = _part(rank)
         if trouble and idle_rank >= 0:
-            if rank is None:
-                inputs, output, tap, mask = (
-                    t if t is None else t[_part(1 - idle_rank)] for t in _batch(step, signature)
-                )
-            elif rank == idle_rank:
+            part = _part(1 - idle_rank)
+            if rank == idle_rank:
                 cohort.step()
                 continue
-        if trouble and bad_rank in (rank, 0 if rank is None else rank) and bad_rank >= 0:
+        inputs, output, tap, mask = _batch(step, signature)
+        inputs, output, tap, mask = inputs[part], output[part], tap[part], mask[part] if mask is not None else None
+        if trouble and bad_rank >= 0 and rank in (None, bad_rank):
             output = output * torch.nan
         predictions = cohort.predict(inputs, mask)
         cohort.learn(predictions, output, {"h": tap} if taps else {}, mask)
@@ -129,6 +132,8 @@ def main(folder: Path, rank: int) -> None:
     found["raise"] = _error(poisoned_rank=1, on_failure="raise")
     own = Signature("tokens", (6,), 7, True, 7 + rank, TEXT.taps)
     found["disagree"] = _error(signature=own)
+    longer = Signature("tokens", (6 + rank,), 7, True, 7, {"h": TapSignature(5, True, (6 + rank, 5))})
+    found["longer"] = train(rank, signature=longer)
     unlucky = Cohort([*STUDENTS, UnluckyStudent(width=4)], TEXT)
     found["unlucky"] = {"failed": unlucky.failed, "living": list(unlucky.networks)}
     found["alone"] = train(rank, distributed=False)

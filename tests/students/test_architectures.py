@@ -185,8 +185,8 @@ def test_ngrams_with_equal_ends_are_equal(signatures: dict[str, Signature]) -> N
 def test_ngrams_are_the_sum_of_their_rows() -> None:
     """Order 2, ids (1, 0): position 0 is row 1 + a bigram's row, position 1 is row 0 + another bigram's row."""
     signature = Signature("tokens", (2,), 3, True, 3)
-    body = _build(NGramStudent(order=2, buckets=64), signature, 4).body
-    table = body.table.weight
+    body = _build(NGramStudent(order=2, buckets=64), signature, 4).get_submodule("body")
+    table = body.get_parameter("table.weight")
     vectors = body(torch.tensor([[1, 0]]))
     rows = [vectors[0, position] - table[token] for position, token in ((0, 1), (1, 0))]
     found = [int((table - row).abs().sum(1).argmin()) for row in rows]
@@ -199,8 +199,8 @@ def test_ngrams_are_the_sum_of_their_rows() -> None:
 def test_ngrams_spread_over_the_buckets() -> None:
     """All 2500 bigrams of 50 tokens in 2048 buckets: random hashing leaves exp(-2500 / 2048) = 30 % empty."""
     signature = Signature("tokens", (2,), 3, True, 50)
-    body = _build(NGramStudent(order=2, buckets=2048), signature, 1).body
-    body.table.weight.data = torch.arange(50.0 + 2048).unsqueeze(1)
+    body = _build(NGramStudent(order=2, buckets=2048), signature, 1).get_submodule("body")
+    body.get_parameter("table.weight").data = torch.arange(50.0 + 2048).unsqueeze(1)
     first, second = torch.meshgrid(torch.arange(50), torch.arange(50), indexing="ij")
     pairs = torch.stack([first.reshape(-1), second.reshape(-1)], 1)
     used = (body(pairs)[:, 1, 0] - pairs[:, 1]).unique().numel()
@@ -208,8 +208,8 @@ def test_ngrams_spread_over_the_buckets() -> None:
 
 
 def test_mlp_sees_zeros_before_the_first_position(signatures: dict[str, Signature]) -> None:
-    body = _build(MLPStudent(depth=1, context=2), signatures["tokens"], 8).body
-    embedding, _, linear, _ = body
+    body = _build(MLPStudent(depth=1, context=2), signatures["tokens"], 8).get_submodule("body")
+    embedding, linear = body.get_submodule("0"), body.get_submodule("2")
     vector = embedding(torch.tensor(3))
     expected = linear(torch.stack([torch.zeros_like(vector), vector], 1).flatten()).relu()
     torch.testing.assert_close(body(torch.tensor([[3]]))[0, 0], expected)
@@ -246,5 +246,4 @@ def test_conv_student_takes_images_of_other_sizes(signatures: dict[str, Signatur
 @pytest.mark.parametrize("width", [1, 6, 10])
 def test_transformer_heads_divide_any_width(width: int, signatures: dict[str, Signature]) -> None:
     network = _build(TransformerStudent(heads=4), signatures["tokens"], width)
-    heads = {block.heads for block in network.body.blocks}
-    assert heads == {math.gcd(width, 4)}
+    assert network.get_submodule("body.blocks.0").heads == math.gcd(width, 4)

@@ -73,6 +73,14 @@ def test_building_is_deterministic_and_touches_nothing(signatures: dict[str, Sig
     assert all(tensor.dtype == torch.float32 for tensor in _weights(a).values())
 
 
+def test_building_seeds_no_accelerator(signatures: dict[str, Signature], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(seed: int) -> None:
+        raise AssertionError("torch.manual_seed reaches devices that nobody restores")
+
+    monkeypatch.setattr("torch.cuda.manual_seed_all", fail)
+    Cohort(TEXT, signatures["tokens"])
+
+
 def test_training_draws_no_random_numbers(signature: Signature, draw: Callable[..., Tensor]) -> None:
     cohort = Cohort(auto_students(signature), signature, widths=[8, 8])
     state = torch.random.get_rng_state()
@@ -96,7 +104,7 @@ def test_names_are_unique(signatures: dict[str, Signature]) -> None:
         [MLPStudent(depth=1), MLPStudent(depth=3), FourierStudent()], signatures["features"], widths=[4] * 3
     )
     assert cohort.names == list(cohort.networks) == ["mlp", "mlp_2", "fourier"]
-    first, second = (cohort.networks[name].body[1].weight for name in ("mlp", "mlp_2"))
+    first, second = (cohort.networks[name].get_parameter("body.1.weight") for name in ("mlp", "mlp_2"))
     assert not torch.equal(first, second)
 
 
@@ -120,13 +128,13 @@ def test_reported_tap_loss_by_hand() -> None:
     """One unit, batch of 2: h = 1, 3 (mean 2, variance 1). A silent head says 2: FVU 1; one that says 2.5: 1.25."""
     signature = Signature("features", (1,), 2, False, None, {"h": TAP})
     cohort = Cohort([MLPStudent(width=4)], signature)
-    head = cohort.networks["mlp"].tap_heads[0].linear
-    torch.nn.init.zeros_(head.weight)
-    torch.nn.init.zeros_(head.bias)
+    bias = cohort.networks["mlp"].get_parameter("tap_heads.0.linear.bias")
+    torch.nn.init.zeros_(cohort.networks["mlp"].get_parameter("tap_heads.0.linear.weight"))
+    torch.nn.init.zeros_(bias)
     inputs, output, taps = torch.randn(2, 1), torch.zeros(2, 2), {"h": torch.tensor([[1.0], [3.0]])}
     assert cohort.learn(cohort.predict(inputs), output, taps)["mlp"].taps["h"].item() == pytest.approx(1.0)
     with torch.no_grad():
-        head.bias.fill_(0.5)
+        bias.fill_(0.5)
     # mean of 1.5^2 and 0.5^2 = 1.25, over the variance 1
     assert cohort.learn(cohort.predict(inputs), output, taps)["mlp"].taps["h"].item() == pytest.approx(1.25)
 
@@ -209,7 +217,7 @@ def test_the_primary_gets_no_gradient(signatures: dict[str, Signature], draw: Ca
     output.requires_grad_()
     taps["block.0"].requires_grad_()
     predictions = cohort.predict(inputs)
-    (output * predictions[0][1].output.detach()).sum().backward()  # the primary's own use of the same prediction
+    (output * predictions[0][1].output.detach()).sum().backward()  # type: ignore[no-untyped-call]
     before = None if output.grad is None else output.grad.clone()
     cohort.learn(predictions, output, taps)
     assert before is not None
@@ -380,8 +388,17 @@ def test_state_of_another_cohort(signatures: dict[str, Signature]) -> None:
         Cohort(TEXT[:2], signatures["tokens"]).load_state_dict(state)
     with pytest.raises(ValueError, match="`state` must be of the same signature"):
         Cohort(TEXT, signatures["sequence"]).load_state_dict(state)
-    with pytest.raises(ValueError, match="`state` must be of the same `widths`"):
+    with pytest.raises(ValueError, match="`state` must be of the same widths"):
         Cohort(TEXT, signatures["tokens"], widths=[8, 8, 12]).load_state_dict(state)
+
+
+def test_state_of_a_run_whose_first_batch_had_other_positions(draw: Callable[..., Tensor]) -> None:
+    first, second = (Signature("sequence", (n, 2), 3, True, None, {"h": TapSignature(4, True, (n, 4))}) for n in (6, 9))
+    cohort = Cohort(TEXT, first)
+    _train(cohort, first, draw, 2)
+    resumed = Cohort(TEXT, second)
+    resumed.load_state_dict(cohort.state_dict())
+    assert _same(_weights(cohort), _weights(resumed))
 
 
 def test_values_are_learned_in_their_own_units(draw: Callable[..., Tensor]) -> None:
@@ -418,7 +435,7 @@ def test_bad_arguments(signatures: dict[str, Signature], draw: Callable[..., Ten
         ({"learning_rate": float("nan")}, "`learning_rate` must be above 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            Cohort(TEXT, signature, **settings)  # type: ignore[arg-type]
+            Cohort(TEXT, signature, **settings)
     cohort = Cohort(TEXT, signature)
     inputs = draw(signature)
     output, taps = _batch(signature, inputs)

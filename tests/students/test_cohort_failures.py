@@ -43,7 +43,7 @@ def _poison_loss(network: nn.Module) -> None:
 
 def _poison_gradient(network: nn.Module) -> None:
     parameter = next(network.parameters())
-    parameter.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    parameter.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize(

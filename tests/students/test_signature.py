@@ -113,3 +113,14 @@ def test_contradictions() -> None:
         Signature("features", (4,), 2, True)
     with pytest.raises(ValueError, match="`reads` must be one of"):
         Signature("words", (4,), 2, False)  # type: ignore[arg-type]
+
+
+def test_what_is_settled_does_not_hold_numbers_of_positions() -> None:
+    def read(positions: int, features: int, units: int = 4) -> tuple[object, ...]:
+        taps = {"h": torch.zeros(2, positions, units)}
+        return read_signature(torch.zeros(2, positions, features), torch.zeros(2, positions, 5), taps).settled
+
+    assert read(3, 2) == read(9, 2)
+    assert read(3, 2) != read(3, 4)
+    assert read(3, 2) != read(3, 2, units=6)
+    assert read_signature(torch.zeros(2, 3), torch.zeros(2, 5)).settled != read(3, 2)

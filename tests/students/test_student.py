@@ -6,6 +6,7 @@ from dataclasses import FrozenInstanceError, asdict, dataclass
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from legibility.students import (
@@ -55,6 +56,18 @@ def test_is_a_plain_record() -> None:
     assert ConvStudent(**json.loads(json.dumps(asdict(student)))) == student
     with pytest.raises(FrozenInstanceError):
         student.kernel = 3  # type: ignore[misc]
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_can_be_written_into_a_lightning_cli_file() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--students", type=list[Student])
+    written = [
+        {"class_path": "legibility.students.MLPStudent", "init_args": {"depth": 3}},
+        {"class_path": "legibility.students.NGramStudent", "init_args": {"width": 8, "order": 2}},
+    ]
+    made = parser.instantiate_classes(parser.parse_object({"students": written})).students
+    assert made == [MLPStudent(depth=3), NGramStudent(width=8, order=2)]
 
 
 @pytest.mark.parametrize(
@@ -173,9 +186,9 @@ def test_heads_predict_in_the_units_of_the_primary(draw: Callable[..., Tensor]) 
     a = torch.stack([torch.arange(12.0).view(2, 6), torch.full((2, 6), 4.0)], -1)  # mean 5.5, variance 143/12
     b = torch.tensor([[-1.0, 0.0], [1.0, 10.0]])
     network.set_statistics({"a": a, "b": b})
-    for head in network.tap_heads:
-        torch.nn.init.zeros_(head.linear.weight)
-        torch.nn.init.ones_(head.linear.bias)
+    for number in range(2):
+        nn.init.zeros_(network.get_parameter(f"tap_heads.{number}.linear.weight"))
+        nn.init.ones_(network.get_parameter(f"tap_heads.{number}.linear.bias"))
     predicted = network(draw(signature, 2)).taps
     torch.testing.assert_close(predicted["a"][1, 3], torch.tensor([5.5 + (143 / 12) ** 0.5, 5.0]))
     torch.testing.assert_close(predicted["b"][1], torch.tensor([1.0, 10.0]))
