@@ -42,6 +42,18 @@ class BuiltCohort:
     primary_flops: int
     student_flops: dict[str, int]
 
+    def fits(self, recording: Recording) -> bool:
+        """Whether a call is of the kind that the students were built for: several tasks may share one model."""
+        try:
+            output = recording.output.detach()
+            output = output.reshape(prediction_shape(output, recording.inputs))
+            signature = read_signature(
+                recording.inputs, output.float(), recording.taps, vocabulary=self.signature.vocabulary
+            )
+        except (TypeError, ValueError):
+            return False
+        return signature.settled == self.signature.settled
+
     def learn(
         self, recording: Recording, predictions: list[tuple[str, Prediction]], scale: float
     ) -> dict[str, ImitationLoss]:
@@ -102,7 +114,11 @@ def build_cohort(
     cost = _primary_flops(primary, recording)
     chosen = auto_students(signature) if students is None else students
     if widths is None:
-        widths = size_students(chosen, signature, recording.inputs, budget_flops=budget * cost)
+        size = sum(parameter.numel() for parameter in primary.parameters())
+        widths = size_students(
+            chosen, signature, recording.inputs, budget_flops=budget * cost, budget_parameters=max(1.0, budget * size)
+        )
+        widths = _smallest_over_ranks(widths, recording.output.device)
     distribution = _is_distribution(imitate, signature, recording, batch, output)
     kind: Literal["distribution", "values"] = "distribution" if distribution else "values"
     cohort = Cohort(
@@ -130,6 +146,15 @@ def _is_distribution(imitate: str, signature: Signature, recording: Recording, b
     if signature.reads == "tokens" and signature.per_position:
         return True
     return find_labels(batch, recording.inputs, output) is not None
+
+
+def _smallest_over_ranks(widths: list[int], device: torch.device) -> list[int]:
+    """Ranks size their students by their own first batch, whose length may differ: they agree on the smallest."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return widths
+    agreed = torch.tensor(widths, device=device)
+    torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MIN)
+    return [int(width) for width in agreed]
 
 
 def _vocabulary(primary: nn.Module, inputs: Tensor) -> int | None:

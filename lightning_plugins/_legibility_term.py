@@ -1,6 +1,6 @@
 """The legibility term: how far the primary's output is from what its students predict."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from legibility.lightning_plugins._injector import Penalty
 from legibility.lightning_plugins._recording import Recording
-from legibility.losses import forward_kl, masked_mean, reverse_kl, symmetric_kl
+from legibility.losses import entropy, forward_kl, masked_mean, reverse_kl, symmetric_kl
+from legibility.students import ImitationLoss, Prediction
 
 Direction = Literal["forward", "reverse", "symmetric"]
 DIVERGENCES = {"forward": forward_kl, "reverse": reverse_kl, "symmetric": symmetric_kl}
@@ -17,17 +18,23 @@ DIVERGENCES = {"forward": forward_kl, "reverse": reverse_kl, "symmetric": symmet
 def prediction_shape(output: Tensor, inputs: Tensor) -> tuple[int, ...]:
     """The shape in which students imitate an output: (batch, time, units) or (batch, units).
 
-    An output with one row for each position of the input keeps its time axis; any other is flattened for each example.
+    An output with one row for each position of the input keeps its time axis, or gets it back if the model flattened
+    batch and time; any other is flattened for each example.
 
     Example:
         >>> prediction_shape(torch.zeros(8), torch.zeros(8, 3))
         (8, 1)
         >>> prediction_shape(torch.zeros(8, 5, 7), torch.zeros(8, 5, dtype=torch.long))
         (8, 5, 7)
+        >>> prediction_shape(torch.zeros(40, 7), torch.zeros(8, 5, dtype=torch.long))
+        (8, 5, 7)
         >>> prediction_shape(torch.zeros(8, 1, 4, 4), torch.zeros(8, 3))
         (8, 16)
     """
-    if output.ndim == 3 and inputs.ndim >= 2 and inputs.shape[1] == output.shape[1]:
+    sequential = inputs.ndim == (3 if inputs.is_floating_point() else 2)
+    if output.ndim == 2 and sequential and len(output) == inputs.shape[0] * inputs.shape[1] != len(inputs):
+        return (inputs.shape[0], inputs.shape[1], output.shape[1])
+    if output.ndim == 3 and sequential and inputs.shape[1] == output.shape[1]:
         return tuple(output.shape)
     return (output.shape[0], output[0].numel()) if output.ndim > 1 else (output.shape[0], 1)
 
@@ -96,3 +103,36 @@ def legibility_penalty(
     (gradient,) = torch.autograd.grad(total, leaf)
     gradient = (strength * gradient).reshape(recording.output.shape)
     return total.detach(), Penalty(strength * total.detach(), [(recording.output, gradient)])
+
+
+@torch.no_grad()
+def describe(
+    kind: Literal["distribution", "values"],
+    recording: Recording,
+    predictions: Sequence[tuple[str, Prediction]],
+    losses: Mapping[str, ImitationLoss],
+) -> dict[str, Tensor | float]:
+    """What is logged about one call, besides the term.
+
+    Args:
+        kind: What the output is.
+        recording: The call.
+        predictions: What the students said.
+        losses: What they were told.
+
+    Returns:
+        ``entropy`` of the primary (nats), and for each student ``imitation``, ``disagreement`` and ``fvu/<tap>``.
+    """
+    output = recording.output.detach().float()
+    output = output.reshape(prediction_shape(output, recording.inputs))
+    logs: dict[str, Tensor | float] = {}
+    if kind == "distribution":
+        logs["entropy"] = entropy(output).mean()
+    for name, prediction in predictions:
+        if name not in losses:
+            continue
+        logs[f"student/{name}/imitation"] = losses[name].output
+        if kind == "distribution":
+            logs[f"student/{name}/disagreement"] = (prediction.output.argmax(-1) != output.argmax(-1)).float().mean()
+        logs |= {f"student/{name}/fvu/{tap}": fvu for tap, fvu in losses[name].taps.items()}
+    return logs

@@ -96,7 +96,8 @@ class Recorder:
         self._calls: list[_Call] = []
         self._tapped: dict[str, Tensor] = {}
         names = list(self._modules)
-        self.model = match_names(model, names, "model")[0] if model is not None else None
+        # "" is the root itself, as it is found by modules that are called as a whole.
+        self.model = match_names(model, names, "model")[0] if model else model
         self.reads = match_names(reads, names, "reads")[0] if reads is not None else None
         self.taps = match_names(taps, names, "taps") if taps else []
         self._candidates = [self.model] if self.model is not None else _candidates(self._modules)

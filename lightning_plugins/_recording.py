@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class Recording:
     """One forward call of the primary.
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from rich.progress import Progress as ProgressBar
 
@@ -22,6 +21,7 @@ from legibility.lightning_plugins._query_keeper import QueryKeeper
 from legibility.lightning_plugins._recorder import Recorder
 from legibility.lightning_plugins._run_record import plugins_of, run_record
 from legibility.lightning_plugins._student_legibility import StudentLegibility
+from legibility.lightning_plugins._untouched import on_device
 from legibility.students import Student
 from legibility.tradeoff import CostEntry, RunRecord, TaskEntry, save_record
 
@@ -197,9 +197,12 @@ class InterpretabilityReport(LegibilityCallback):
     def on_fit_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Measures, writes the record, logs. A measurement that fails costs no finished training: it is written down."""
         fit_seconds = self._clock.since_start()
-        if trainer.is_global_zero:
-            self._write(trainer, pl_module, None, fit_seconds, steps=trainer.global_step, fatal=False)
-        trainer.strategy.barrier("legibility_report")
+        target = self._target(trainer)
+        try:
+            if trainer.is_global_zero:
+                self._write(trainer, pl_module, None, target, fit_seconds, steps=trainer.global_step, fatal=False)
+        finally:
+            trainer.strategy.barrier("legibility_report")
 
     def measure(
         self,
@@ -227,7 +230,7 @@ class InterpretabilityReport(LegibilityCallback):
             self._adopt(trainer)
             self._keeper = QueryKeeper(self.queries, self._recorder, self._name_model)
             trainer.validate(pl_module, datamodule=datamodule, verbose=False)
-        self._write(trainer, pl_module, control, None, steps=None, fatal=True)
+        self._write(trainer, pl_module, control, self._target(trainer), None, steps=None, fatal=True)
         assert self.record is not None
         return self.record
 
@@ -236,6 +239,7 @@ class InterpretabilityReport(LegibilityCallback):
         trainer: "Trainer",
         pl_module: "LightningModule",
         control: TemperatureControl | RandomInitControl | None,
+        target: Path,
         fit_seconds: float | None,
         *,
         steps: int | None,
@@ -273,7 +277,7 @@ class InterpretabilityReport(LegibilityCallback):
                 "hparams": {k: v for k, v in dict(pl_module.hparams).items() if isinstance(v, (bool, int, float, str))},
             },
         )
-        self.path = save_record(self.record, self._target(trainer))
+        self.path = save_record(self.record, target)
         scores = {
             f"legibility/score/{entry.name}": entry.value
             for entry in found.scores
@@ -294,7 +298,7 @@ class InterpretabilityReport(LegibilityCallback):
         device = trainer.strategy.root_device
         trained = [c for c in plugins_of(trainer) if isinstance(c, StudentLegibility) and c.strength > 0 and c.built]
         cohorts = [c.built.cohort for c in trained if c.built is not None]
-        with _on_device(pl_module, device), self._progress() as progress:
+        with on_device(pl_module, device), self._progress() as progress:
             recorder = self._recorder(pl_module)
             if recorder.model is None:
                 raise ValueError("the model was never called, so it is not known: name it with `model=`")
@@ -321,6 +325,7 @@ class InterpretabilityReport(LegibilityCallback):
     def _target(self, trainer: "Trainer") -> Path:
         if self.folder is not None:
             return Path(self.folder) / "record.json"
+        # Every rank comes here: asking for `log_dir` is a broadcast.
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "legibility"
         number = 1
         while (path := folder / ("record.json" if number == 1 else f"record-{number}.json")).exists():
@@ -335,17 +340,6 @@ class InterpretabilityReport(LegibilityCallback):
         with ProgressBar(transient=True) as bar:
             task = bar.add_task("measuring", total=1.0)
             yield lambda name, share: bar.update(task, description=f"measuring: {name}", completed=share)
-
-
-@contextmanager
-def _on_device(pl_module: "LightningModule", device: torch.device) -> Iterator[None]:
-    """At the end of a fit Lightning has moved the module to the CPU already."""
-    before = pl_module.device
-    pl_module.to(device)
-    try:
-        yield
-    finally:
-        pl_module.to(before)
 
 
 def _logged_loss(trainer: "Trainer", name: str, task: TaskEntry) -> TaskEntry:

@@ -22,14 +22,13 @@ from legibility.lightning_plugins._injector import Penalty, injector_of
 from legibility.lightning_plugins._legibility_term import (
     DIVERGENCES,
     Direction,
+    describe,
     legibility_penalty,
-    prediction_shape,
 )
 from legibility.lightning_plugins._recorder import Recorder
 from legibility.lightning_plugins._recording import Recording
 from legibility.lightning_plugins._summary import print_summary
-from legibility.losses import entropy
-from legibility.students import ImitationLoss, Prediction, Student
+from legibility.students import Student
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -138,6 +137,7 @@ class StudentLegibility(LegibilityCallback):
         self._start: int | None = None
         self._ramp = 0
         self._learned = False
+        self._warned = False
         self._seen_step = 0
         self._logs: dict[str, Tensor | float] = {}
 
@@ -227,7 +227,21 @@ class StudentLegibility(LegibilityCallback):
             with no_autocast(recordings[0].output.device):
                 if self.built is None:
                     self._build(recordings[0], batch)
-                return self._meet(recordings)
+                return self._meet(self._fitting(recordings))
+
+    def _fitting(self, recordings: list[Recording]) -> list[Recording]:
+        """The calls of the kind that the students know; others are left out, and that is said once."""
+        assert self.built is not None
+        fitting = [recording for recording in recordings if self.built.fits(recording)]
+        if len(fitting) < len(recordings) and not self._warned:
+            self._warned = True
+            other = next(recording for recording in recordings if recording not in fitting)
+            rank_zero_warn(
+                f"StudentLegibility leaves out calls of the model with input {tuple(other.inputs.shape)} and output "
+                f"{tuple(other.output.shape)}: the students were built for the first call's kind. "
+                "To have another part imitated, name it with `model=`."
+            )
+        return fitting
 
     def _meet(self, recordings: list[Recording]) -> Penalty | None:
         assert self.built is not None and self._trainer is not None
@@ -251,7 +265,8 @@ class StudentLegibility(LegibilityCallback):
                 scale = 1 / (len(recordings) * self._accumulation)
                 losses = self.built.learn(recording, predictions, scale)
                 if logging:
-                    self._note(recording, predictions, losses, term, strength)
+                    self._logs = {"term": term, "strength": strength}
+                    self._logs |= describe(self.built.kind, recording, predictions, losses)
         self._learned = True
         if not penalties:
             return None
@@ -313,28 +328,3 @@ class StudentLegibility(LegibilityCallback):
         assert self.built is not None
         what = "standardised error" if self.built.kind == "values" else f"{self.direction} KL"
         return f"{what} to the students' outputs, strength {self.strength:g}{warm}"
-
-    @torch.no_grad()
-    def _note(
-        self,
-        recording: Recording,
-        predictions: list[tuple[str, Prediction]],
-        losses: dict[str, ImitationLoss],
-        term: Tensor,
-        strength: float,
-    ) -> None:
-        assert self.built is not None
-        self._logs = {"term": term, "strength": strength}
-        output = recording.output.detach().float()
-        output = output.reshape(prediction_shape(output, recording.inputs))
-        if self.built.kind == "distribution":
-            self._logs["entropy"] = entropy(output).mean()
-        for name, prediction in predictions:
-            if name not in losses:
-                continue
-            self._logs[f"student/{name}/imitation"] = losses[name].output
-            if self.built.kind == "distribution":
-                other = prediction.output.argmax(-1) != output.argmax(-1)
-                self._logs[f"student/{name}/disagreement"] = other.float().mean()
-            for tap, fvu in losses[name].taps.items():
-                self._logs[f"student/{name}/fvu/{tap}"] = fvu

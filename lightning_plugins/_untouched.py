@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule
 
 
 @contextmanager
@@ -39,3 +43,14 @@ def untouched(module: nn.Module) -> Iterator[None]:
                 # Written only when it moved: a graph that is waiting for its backward may have saved it.
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
+
+
+@contextmanager
+def on_device(pl_module: "LightningModule", device: torch.device) -> Iterator[None]:
+    """The module on a device: at the end of a fit Lightning has moved it to the CPU already."""
+    before = pl_module.device
+    pl_module.to(device)
+    try:
+        yield
+    finally:
+        pl_module.to(before)
