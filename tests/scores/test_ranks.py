@@ -1,0 +1,44 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("score_on_ranks.py")
+
+
+def scores_on(ranks: int, folder: Path) -> dict[str, float]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    if sys.platform == "darwin":
+        environment["GLOO_SOCKET_IFNAME"] = "lo0"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(PROGRAM), str(rank), str(ranks), str(folder / f"meeting{ranks}")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        said = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, error) in zip(processes, said, strict=True):
+        assert process.returncode == 0, error
+    found: dict[str, float] = json.loads(said[0][0].strip().splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
+    one, two = scores_on(1, tmp_path), scores_on(2, tmp_path)
+    assert set(one) == set(two)
+    assert {"through", "unexplained", "zeros", "gini", "dead_units", "linear/kl", "linear/fvu/tap"} <= set(one)
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, rel=1e-9, abs=1e-9), name
+    assert 0 < one["zeros"] < 1 and one["dead_units"] == 0
