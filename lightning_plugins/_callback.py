@@ -132,8 +132,23 @@ def check_strength(strength: float, argument: str = "strength") -> float:
     if isinstance(strength, bool) or not isinstance(strength, (int, float)):
         raise TypeError(f"`{argument}` must be a number >= 0, got {strength!r} ({type(strength).__name__}).")
     if not math.isfinite(strength) or strength < 0:
-        raise ValueError(f"`{argument}` must be a finite number >= 0, got {strength}. 0 switches the term off.")
+        raise ValueError(f"`{argument}` must be a finite number >= 0, got {strength}.")
     return float(strength)
+
+
+def check_positive(value: float, argument: str) -> float:
+    """A finite number above 0.
+
+    Raises:
+        ValueError: Anything else.
+
+    Example:
+        >>> check_positive(0.1, "budget")
+        0.1
+    """
+    if check_strength(value, argument) == 0:
+        raise ValueError(f"`{argument}` must be above 0, got {value}.")
+    return float(value)
 
 
 def check_share(share: float, argument: str) -> float:

@@ -1,7 +1,9 @@
 """Students learn to imitate the primary while it trains; the primary is asked to be easy to imitate."""
 
+import os
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from legibility.lightning_plugins._build_cohort import BuiltCohort, build_cohort
 from legibility.lightning_plugins._callback import (
     LegibilityCallback,
+    check_positive,
     check_share,
     check_strength,
     is_logging_step,
@@ -28,7 +31,7 @@ from legibility.lightning_plugins._legibility_term import (
 from legibility.lightning_plugins._recorder import Recorder
 from legibility.lightning_plugins._recording import Recording
 from legibility.lightning_plugins._summary import print_summary
-from legibility.students import Student
+from legibility.students import Student, save_student
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -118,15 +121,13 @@ class StudentLegibility(LegibilityCallback):
             raise ValueError(f"`direction` must be one of {', '.join(DIVERGENCES)}, got {direction!r}.")
         if imitate not in ("auto", "distribution", "values"):
             raise ValueError(f'`imitate` must be "auto", "distribution" or "values", got {imitate!r}.')
-        if not budget > 0:
-            raise ValueError(f"`budget` must be a positive share of the primary's FLOPs, got {budget}.")
         self.students = students
         self.model, self.taps, self.output, self.reads = model, taps, output, reads
         self.imitate = imitate
         self.direction: Direction = direction
         self.warmup = check_share(warmup, "warmup")
-        self.budget = check_strength(budget, "budget")
-        self.learning_rate = check_strength(learning_rate, "learning_rate")
+        self.budget = check_positive(budget, "budget")
+        self.learning_rate = check_positive(learning_rate, "learning_rate")
         self.seed = seed
         self.on_failure: Literal["drop", "raise"] = on_failure
         self.summary = summary
@@ -155,6 +156,27 @@ class StudentLegibility(LegibilityCallback):
         """The coefficient at a global step: a linear warm-up from the callback's first step on."""
         since = step - (self._start or 0)
         return self.strength * min(1.0, (since + 1) / self._ramp) if self._ramp > 0 else self.strength
+
+    def save_students(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Writes each living student to ``<folder>/<name>.safetensors``, with its configuration and without pickle.
+
+        Args:
+            folder: Made if it does not exist.
+
+        Returns:
+            The files; :func:`legibility.students.load_student` reads them.
+
+        Raises:
+            RuntimeError: There are no students yet: they are built in the first training step.
+        """
+        if self.built is None:
+            raise RuntimeError("there are no students yet: they are built in the first training step of a fit.")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        cohort, files = self.built.cohort, []
+        for name, network in cohort.networks.items():
+            files.append(Path(folder) / f"{name}.safetensors")
+            save_student(files[-1], network, cohort.students[name], self.built.signature)
+        return files
 
     # -- life cycle
 

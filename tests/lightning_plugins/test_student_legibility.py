@@ -15,7 +15,7 @@ from legibility.lightning_plugins import StudentLegibility
 from legibility.lightning_plugins._build_cohort import build_cohort
 from legibility.lightning_plugins._recording import Recording
 from legibility.losses import forward_kl, reverse_kl
-from legibility.students import Cohort, MLPStudent
+from legibility.students import Cohort, MLPStudent, load_student
 
 STUDENTS = [MLPStudent(width=16, depth=1), MLPStudent(width=8, depth=2)]
 
@@ -233,6 +233,36 @@ def test_a_second_fit_goes_on_with_the_same_students(pl: Any, trainer: Callable[
     assert plugin.built.cohort is cohort and not torch.equal(before, weights_of(cohort.networks["mlp"]))
     trainer(plugin).fit(make_module(pl), loader())
     assert plugin.built.cohort is not cohort, "another module has other students"
+
+
+def test_students_are_kept_as_safetensors(module: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
+    plugin = callback()
+    with pytest.raises(RuntimeError, match="no students yet"):
+        plugin.save_students(tmp_path)
+    trainer(plugin).fit(module, loader())
+    files = plugin.save_students(tmp_path / "students")
+    assert [file.name for file in files] == ["mlp.safetensors", "mlp_2.safetensors"]
+    assert plugin.built is not None
+    x = torch.randn(4, 10)
+    for file, network in zip(files, plugin.built.cohort.networks.values(), strict=True):
+        assert torch.equal(load_student(file).network(x).output, network(x).output)
+
+
+def test_a_model_with_several_tasks_is_imitated_in_the_first_ones_kind(
+    module: Any, trainer: Callable[..., Any]
+) -> None:
+    module.net = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 5))
+
+    def step(batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        first = nn.functional.cross_entropy(module.net(x), y)
+        return first + module.net(x[:, None, :].expand(-1, 3, -1)).square().mean()
+
+    module.training_step = step
+    plugin = callback()
+    with pytest.warns(UserWarning, match="leaves out calls of the model with input \\(8, 3, 10\\)"):
+        trainer(plugin).fit(module, loader())
+    assert plugin.built is not None and plugin.built.cohort.networks.keys() == {"mlp", "mlp_2"}
 
 
 def test_a_failing_student_never_harms_the_primary(pl: Any, trainer: Callable[..., Any]) -> None:
