@@ -128,18 +128,15 @@ class StudentLegibility(LegibilityCallback):
         self.warmup = check_share(warmup, "warmup")
         self.budget = check_positive(budget, "budget")
         self.learning_rate = check_positive(learning_rate, "learning_rate")
-        self.seed = seed
         self.on_failure: Literal["drop", "raise"] = on_failure
-        self.summary = summary
+        self.seed, self.summary = seed, summary
         self.built: BuiltCohort | None = None
         self._recorder: Recorder | None = None
         self._module: weakref.ref[nn.Module] | None = None
         self._trainer: Trainer | None = None
         self._start: int | None = None
         self._ramp = 0
-        self._learned = False
-        self._warned = False
-        self._seen_step = 0
+        self._learned, self._warned, self._seen_step = False, False, 0
         self._logs: dict[str, Tensor | float] = {}
 
     @property

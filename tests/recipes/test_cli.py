@@ -1,0 +1,118 @@
+"""The verbs, as a user types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from legibility.recipes._cli import main
+
+Captured = pytest.CaptureFixture[str]
+
+
+def test_ls_lists_questions_arms_and_presets(capsys: Captured) -> None:
+    assert main(["ls"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("digits", "plain", "l2-dropout", "l1-in-loss", "proximal", "reweighted-heal", "quick", "full", "min"):
+        assert word in printed
+
+
+def test_cp_and_run_of_the_copy(tiny: Path, capsys: Captured) -> None:
+    assert main(["cp", "./tiny.py", "my_tiny.py"]) == 0
+    assert "legibility run ./my_tiny.py" in capsys.readouterr().out
+    assert main(["run", "./my_tiny.py", "--arm", "other", "--seed", "7"]) == 0
+    record = json.loads(Path("runs/my_tiny/quick/other/seed-7/record.json").read_text())
+    assert (record["recipe"], record["arm"], record["seed"]) == ("my_tiny", "other", 7)
+    assert "Other says 0.25" in Path("runs/my_tiny/quick/other/seed-7/log.txt").read_text()
+
+
+def test_run_takes_the_baseline_and_the_first_seed(tiny: Path, capsys: Captured) -> None:
+    assert main(["run", "./tiny.py", "--preset", "long", "--out", "elsewhere"]) == 0
+    assert "elsewhere/tiny/long/plain/seed-0/record.json" in capsys.readouterr().out
+    assert Path("elsewhere/tiny/long/plain/seed-0/record.json").exists()
+
+
+def test_overrides_do_not_replace_a_finished_run(tiny: Path, capsys: Captured) -> None:
+    assert main(["run", "./tiny.py"]) == 0
+    record = Path("runs/tiny/quick/plain/seed-0/record.json").read_bytes()
+    assert main(["run", "./tiny.py", "--trainer.max_steps=2"]) == 2
+    assert "give another `--out`, such as --out runs-try" in capsys.readouterr().err
+    assert Path("runs/tiny/quick/plain/seed-0/record.json").read_bytes() == record
+    assert main(["run", "./tiny.py", "--trainer.max_steps=2", "--out", "runs-try"]) == 0
+    tried = json.loads(Path("runs-try/tiny/quick/plain/seed-0/record.json").read_text())
+    assert tried["settings"]["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "digit"], "no recipe 'digit': did you mean digits?"),
+        (["run", "digits", "--arm", "proximall"], "no arm 'proximall': did you mean proximal?"),
+        (["sweep", "digits", "--preset", "fall"], "has no preset 'fall': did you mean full?"),
+        (["sweep", "digits", "--arms", "plain,nothing"], "no arm 'nothing'"),
+        (["run", "digits", "trainer.max_epochs=3"], "overrides are written --key=value"),
+        (["cp", "digit"], "no recipe 'digit'"),
+        (["compare", "nowhere"], "nowhere doesn't exist"),
+        (["compare", "."], "at least one run record"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tiny: Path, capsys: Captured, arguments: list[str], message: str) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["train"],
+        ["ls", "--fast"],
+        ["sweep", "digits", "--jobs", "0"],
+        ["sweep", "digits", "--seeds", "0"],
+        ["sweep", "digits", "--seeds", "1,x"],
+        ["run", "digits", "--seed", "one"],
+    ],
+)
+def test_argparse_refuses(arguments: list[str], capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert "usage: legibility" in capsys.readouterr().err
+
+
+def test_validate_finds_what_would_fail(tiny: Path, capsys: Captured) -> None:
+    assert main(["validate", "./tiny.py"]) == 0
+    assert "./tiny.py: 3 arms, 2 presets, all fit" in capsys.readouterr().out
+    assert not Path("runs").exists()
+    text = tiny.read_text()
+    tiny.write_text(text.replace('{"strength": 0.25}', '{"strong": 0.25}'))
+    assert main(["validate", "./tiny.py"]) == 1
+    printed = capsys.readouterr().out
+    assert "tiny/quick/other: " in printed
+    assert "strong" in printed
+    assert "tiny/quick/plain" not in printed
+    tiny.write_text(text.replace('name="tiny"', 'name="tin"'))
+    assert main(["validate", "./tiny.py", "nothing"]) == 1
+    printed = capsys.readouterr().out
+    assert "RECIPE is 'tin'" in printed
+    assert "no recipe 'nothing'" in printed
+
+
+def test_compare_prints_the_table_and_writes_the_picture(tiny: Path, capsys: Captured) -> None:
+    pytest.importorskip("plotly")
+    for arm in ("plain", "decay"):
+        for seed in ("0", "1"):
+            assert main(["run", "./tiny.py", "--arm", arm, "--seed", seed]) == 0
+    capsys.readouterr()
+    assert main(["compare", "runs"]) == 0
+    printed = capsys.readouterr().out
+    assert "decay" in printed
+    assert printed.rstrip().endswith("Picture: runs/tradeoff.html")
+    assert "decay" in Path("runs/tradeoff.html").read_text()
+    assert main(["compare", "runs/tiny", "--baseline", "decay", "--html", "other.html"]) == 0
+    assert Path("other.html").exists()
+    assert main(["compare", "runs", "--baseline", "none"]) == 2
+    assert "decay, plain" in capsys.readouterr().err

@@ -1,0 +1,148 @@
+"""Sweeps: workers, what is skipped, what fails, what is left after Ctrl-C."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from legibility.recipes._plan import Job, plan
+from legibility.recipes._pool import Event, run_all
+from legibility.recipes._sweep import _Screen, cores
+
+pytestmark = pytest.mark.slow
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def sweep(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "legibility.recipes._cli", "sweep", "./tiny.py", *arguments]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def records(folder: str = "runs") -> dict[str, Any]:
+    return {str(path): json.loads(path.read_text()) for path in sorted(Path(folder).rglob("record.json"))}
+
+
+def test_a_sweep_goes_on_where_it_was_killed(tiny: Path) -> None:
+    whole = sweep("--jobs", "2", "--out", "whole")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert len(records("whole")) == 6
+    assert "[6/6]" in whole.stdout
+    assert "legibility compare whole/tiny/quick" in whole.stdout
+
+    # Two runs and a half: the process of the third dies in the middle.
+    died = sweep("--jobs", "1", "--seeds", "1", TINY_DIE="other")
+    assert died.returncode == 1
+    assert "its process ended with exit code 9" in died.stdout
+    stamps = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("record.json")}
+    assert len(stamps) == 2
+
+    again = sweep("--jobs", "1")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "2 of 6 runs are finished already" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    resumed = {name.replace("runs", "whole", 1): record for name, record in records().items()}
+    assert resumed == records("whole")
+    assert "Seed set to" in next(Path("runs").rglob("log.txt")).read_text()
+
+    nothing = sweep()
+    assert nothing.returncode == 0
+    assert "6 of 6 runs are finished already" in nothing.stdout
+
+
+def test_a_failing_arm_and_a_dying_process_do_not_stop_the_others(tiny: Path) -> None:
+    edit(tiny, '{"decay": 0.5}', '{"fail": True}')
+    edit(tiny, 'print("Other says", self.strength)', "os._exit(7)")
+    done = sweep("--jobs", "1", "--seeds", "0,4")
+    assert done.returncode == 1
+    assert [name.split("/")[3:5] for name in records()] == [["plain", "seed-0"], ["plain", "seed-4"]]
+    assert "2 runs done" in done.stdout
+    text = re.sub(r"\s+", " ", done.stdout)
+    assert "FAILED runs/tiny/quick/decay/seed-0: FloatingPointError: this arm always fails" in text
+    assert "see runs/tiny/quick/decay/seed-0/error.txt" in text
+    assert "FAILED runs/tiny/quick/other/seed-4: its process ended with exit code 7" in text
+    assert "this arm always fails" in Path("runs/tiny/quick/decay/seed-0/error.txt").read_text()
+
+
+def test_what_needs_a_failed_run_is_not_tried(tiny: Path) -> None:
+    edit(
+        tiny,
+        '    presets={\n        "quick"',
+        '    base=Base("decay", 2),\n'
+        '    controls={"raw": Control("random-init", "plain")},\n'
+        '    presets={\n        "quick"',
+    )
+    edit(tiny, '{"decay": 0.5}', '{"fail": True}')
+    jobs = plan(["./tiny.py"], arms=["plain", "raw"], seeds=[0], out=Path("runs"))
+    heard: list[Event] = []
+    failed = run_all(jobs, 2, lambda event: heard.append(event) if event else None)
+    assert [job.arm for job in jobs] == ["base", "plain", "raw"]
+    assert failed[jobs[0].folder].startswith("FloatingPointError")
+    assert failed[jobs[1].folder] == f"{jobs[0].folder} failed before"
+    assert failed[jobs[2].folder] == f"{jobs[1].folder} failed before"
+    assert [event.job.arm for event in heard if event.kind == "started"] == ["base"]
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_finished_is_kept_and_workers_end(tiny: Path, asked: signal.Signals) -> None:
+    edit(tiny, 'print("Other says", self.strength)', "import time; time.sleep(600)")
+    command = [sys.executable, "-m", "legibility.recipes._cli", "sweep", "./tiny.py", "--jobs", "1", "--seeds", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (Path("runs/tiny/quick/other/seed-0/config.yaml").exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    if asked is signal.SIGINT:
+        os.killpg(process.pid, asked)  # as a terminal does: the whole group
+    else:
+        process.send_signal(asked)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped. 2 finished runs are kept; the same command goes on from there." in printed
+    assert len(records()) == 2
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):  # Python's own helper process ends a moment later
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+
+
+def test_progress_of_a_run_is_heard(tiny: Path) -> None:
+    jobs: list[Job] = plan(["./tiny.py"], arms=["plain"], seeds=[0], out=Path("runs"))
+    heard: list[Event] = []
+    assert run_all(jobs, 1, lambda event: heard.append(event) if event else None) == {}
+    assert [event.kind for event in heard][:1] == ["started"]
+    assert [event.kind for event in heard][-1:] == ["done"]
+    assert heard[-1].seconds > 0
+    assert cores() >= 1
+
+
+def test_the_live_line_says_what_runs_and_plain_lines_what_is_done(tiny: Path) -> None:
+    jobs = plan(["./tiny.py"], arms=["plain", "decay"], seeds=[0], out=Path("runs"))
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+        with _Screen(jobs, console) as screen:
+            screen.hear(Event("started", jobs[0]))
+            screen.hear(Event("progress", jobs[0], "training", 0.5, 1.0))
+            screen.hear(None)
+            shown = screen.line()
+            screen.hear(Event("done", jobs[0], seconds=3.0))
+            screen.hear(Event("failed", jobs[1], "ValueError: [no]"))
+        assert shown == "plain/0 training 50%"
+        assert screen.done == 1
+        printed = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "[1/2] tiny/quick/plain/seed-0  done in 3 s" in printed
+        assert "[2/2] tiny/quick/decay/seed-0  FAILED: ValueError: [no]" in printed
+        assert ("\x1b[" in printed) == terminal
