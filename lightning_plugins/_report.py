@@ -49,8 +49,8 @@ class InterpretabilityReport(LegibilityCallback):
         arm: Name of this setting in comparisons.
         seed: Training seed; default: the one of Lightning's ``seed_everything``, else 0.
         recipe: Name of the recipe, if it is part of one.
-        folder: Where ``record.json`` goes. Default: ``legibility`` in the trainer's log folder; an existing record
-            there is never overwritten, the new one gets a number.
+        folder: Where ``record.json`` goes. Default: ``legibility-report`` in the trainer's log folder; an existing
+            record there is never overwritten, the new one gets a number.
         model: Name of the primary, as in :class:`StudentLegibility`; default: that callback's, else found.
         taps: Patterns over module names to patch and guard; default: that callback's.
         output: Dotted path of the logits in the model's result.
@@ -196,6 +196,8 @@ class InterpretabilityReport(LegibilityCallback):
 
     def on_fit_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Measures, writes the record, logs. A measurement that fails costs no finished training: it is written down."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # a rehearsal: nothing was trained that could be measured
         fit_seconds = self._clock.since_start()
         target = self._target(trainer)
         try:
@@ -325,8 +327,9 @@ class InterpretabilityReport(LegibilityCallback):
     def _target(self, trainer: "Trainer") -> Path:
         if self.folder is not None:
             return Path(self.folder) / "record.json"
-        # Every rank comes here: asking for `log_dir` is a broadcast.
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "legibility"
+        # Every rank comes here: asking for `log_dir` is a broadcast. The folder's name is no module's name: a folder
+        # `legibility` beside a script would hide the installed package.
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "legibility-report"
         number = 1
         while (path := folder / ("record.json" if number == 1 else f"record-{number}.json")).exists():
             number += 1

@@ -177,8 +177,13 @@ def test_records_of_a_default_folder_are_never_overwritten(
 ) -> None:
     for _ in range(2):
         trainer(InterpretabilityReport(queries=64, passes=1, progress=False)).fit(module, loader(128), loader(128))
-    found = sorted(path.name for path in (tmp_path / "legibility").iterdir())
+    found = sorted(path.name for path in (tmp_path / "legibility-report").iterdir())
     assert found == ["record-2.json", "record.json"]
+
+
+def test_a_rehearsal_writes_nothing(module: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
+    trainer(report(tmp_path), fast_dev_run=True).fit(module, loader(128), loader(128))
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_the_temperature_control_has_the_task_loss_it_matches(
@@ -217,7 +222,7 @@ def test_scores_reach_the_loggers(pl: Any, trainer: Callable[..., Any], module: 
     trainer(plugin, logger=logger).fit(module, loader(128), loader(128))
     header = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0]
     assert "legibility/score/held_out_kl" in header and "legibility/score/exact_zero_share" in header
-    assert plugin.path == Path(logger.log_dir) / "legibility" / "record.json"
+    assert plugin.path == Path(logger.log_dir) / "legibility-report" / "record.json"
 
 
 def test_a_logged_metric_can_be_the_task_loss(module: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
