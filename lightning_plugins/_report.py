@@ -280,11 +280,8 @@ class InterpretabilityReport(LegibilityCallback):
             },
         )
         self.path = save_record(self.record, target)
-        scores = {
-            f"legibility/score/{entry.name}": entry.value
-            for entry in found.scores
-            if entry.family is None and entry.value is not None
-        }
+        means = {entry.name: entry.value for entry in found.scores if entry.family is None}
+        scores = {f"legibility/score/{name}": value for name, value in means.items() if value is not None}
         for logger in trainer.loggers:
             logger.log_metrics(scores, step=trainer.global_step)
 

@@ -235,8 +235,12 @@ def _control_clause(section: Section, arm: Arm, control: Arm, metric: Metric) ->
     where = "unknown" if loss is None else signed_change(loss, section.task_loss)
     where = "equal task loss" if matched else f"{where} task loss"
     same_way = (mine.mean < 0) == (theirs.mean < 0)
-    text = f"; {who}, at {where}, " + ("" if same_way else f"{_verb(theirs)} it ")
-    text += f"by {change_in_words(theirs, metric)}"
+    text = f"; {who}, at {where}, "
+    if theirs.mean == 0:
+        # What a control can't change by construction: temperature moves no decision.
+        text += "not at all"
+    else:
+        text += ("" if same_way else f"{_verb(theirs)} it ") + f"by {change_in_words(theirs, metric)}"
     gain = (arm.cells[metric].gains or {}).get(control.name)
     if gain is None or not matched or metric.direction is None or gain.sign is None:
         return text
