@@ -37,7 +37,8 @@ class L1InsteadOfL2(LegibilityCallback):
         >>> callback.changes
         {}
 
-    Source: facts on sparsity in this project's benchmarks; an A/B recipe.
+    Source: the A/B question is this project's own; decoupled weight decay after Loshchilov and Hutter 2019, dropout
+    after Srivastava et al. 2014.
     """
 
     def __init__(self, weight_decay: bool = True, dropout: bool = True) -> None:

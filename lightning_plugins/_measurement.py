@@ -109,6 +109,17 @@ def task_entry(queries: Queries, source: str) -> TaskEntry:
     )
 
 
+def logged_loss(metrics: Mapping[str, Tensor], name: str, task: TaskEntry) -> TaskEntry:
+    """The task entry with a metric that the user logged as its loss.
+
+    Raises:
+        ValueError: It was never logged; those that were are listed.
+    """
+    if name not in metrics:
+        raise ValueError(f"`task_loss` = {name!r} was never logged; logged metrics: {', '.join(metrics) or 'none'}")
+    return replace(task, name=name, loss=float(metrics[name]), source=f"logged as {name}")
+
+
 def _measure(
     subject: Subject,
     families: Families,

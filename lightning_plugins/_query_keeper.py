@@ -52,10 +52,20 @@ class QueryKeeper:
         self._stop_training()
         self.stop_validation()
 
+    def end_epoch(self) -> None:
+        """Training examples come again in the next epoch: those of the first are all that is kept."""
+        if self._kept["training"].calls:
+            self._stop_training()
+
     def start_validation(self, pl_module: "LightningModule") -> None:
-        """Watches a validation run, unless enough is kept already."""
+        """Watches a validation run, unless enough is kept already.
+
+        A run that was too short for the limit is forgotten: the next one brings the same examples again, and an
+        example kept twice would be learnt from and asked about.
+        """
         self.stop_validation()
         if not self._kept["validation"].full:
+            self._kept["validation"] = KeptCalls(self._limit, "validation")
             self._validation = self._recorder(pl_module, with_gradients=False)
             self._validation.install()
 

@@ -1,6 +1,5 @@
 """Measures a finished model and writes down what was run, what came out and what it cost."""
 
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from legibility.lightning_plugins._controls import RandomInitControl, Temperatur
 from legibility.lightning_plugins._cost import Clock, peak_memory
 from legibility.lightning_plugins._imitation_scores import Families
 from legibility.lightning_plugins._l1_sparsity import L1Sparsity
-from legibility.lightning_plugins._measurement import Measurement, measure_subject
+from legibility.lightning_plugins._measurement import Measurement, logged_loss, measure_subject
 from legibility.lightning_plugins._queries import Subject
 from legibility.lightning_plugins._query_keeper import QueryKeeper
 from legibility.lightning_plugins._recorder import Recorder
@@ -192,6 +191,10 @@ class InterpretabilityReport(LegibilityCallback):
         self._steps += 1
         self._clock.stop_step()
 
+    def on_train_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """No training example is kept twice."""
+        self._keeper.end_epoch()
+
     # -- the report
 
     def on_fit_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
@@ -318,7 +321,7 @@ class InterpretabilityReport(LegibilityCallback):
                 progress=progress,
             )
         if self.task_loss is not None:
-            found.task = _logged_loss(trainer, self.task_loss, found.task)
+            found.task = logged_loss(trainer.callback_metrics, self.task_loss, found.task)
         return found
 
     def _target(self, trainer: "Trainer") -> Path:
@@ -340,11 +343,3 @@ class InterpretabilityReport(LegibilityCallback):
         with ProgressBar(transient=True) as bar:
             task = bar.add_task("measuring", total=1.0)
             yield lambda name, share: bar.update(task, description=f"measuring: {name}", completed=share)
-
-
-def _logged_loss(trainer: "Trainer", name: str, task: TaskEntry) -> TaskEntry:
-    if name not in trainer.callback_metrics:
-        known = ", ".join(trainer.callback_metrics) or "none"
-        raise ValueError(f"`task_loss` = {name!r} was never logged; logged metrics: {known}")
-    value = float(trainer.callback_metrics[name])
-    return dataclasses.replace(task, name=name, loss=value, source=f"logged as {name}")

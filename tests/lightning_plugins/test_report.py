@@ -135,6 +135,18 @@ def test_without_validation_the_queries_are_training_batches(
     assert score(plugin.record, "held_out_kl").value is not None
 
 
+@pytest.mark.parametrize("validated", [True, False])
+def test_no_example_is_asked_twice_however_often_it_comes(
+    pl: Any, trainer: Callable[..., Any], tmp_path: Path, validated: bool
+) -> None:
+    module = make_module(pl)
+    plugin = report(tmp_path, queries=512)
+    trainer(plugin, max_epochs=5).fit(module, loader(96), loader(96) if validated else None)
+    inputs = torch.cat([call.args[0] for call in plugin._keeper.kept.calls])
+    assert plugin._keeper.kept.split == ("validation" if validated else "training")
+    assert len(inputs) == 96 and len(inputs.unique(dim=0)) == 96
+
+
 def test_a_constant_model_has_no_score(pl: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
     class Data(pl.LightningDataModule):  # type: ignore[misc]
         def val_dataloader(self) -> Any:
