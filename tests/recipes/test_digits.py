@@ -90,6 +90,7 @@ def test_the_yaml_works_in_a_lightning_cli_of_ones_own(tmp_path: Path) -> None:
             *("fit", "--config", str(YAML), "--trainer.max_epochs=1", "--trainer.logger=false"),
             *("--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false"),
             *("--trainer.check_val_every_n_epoch=1", f"--trainer.default_root_dir={tmp_path}"),
+            *("--trainer.callbacks.queries=64", "--trainer.callbacks.passes=1"),
         ],
         subclass_mode_model=True,
         subclass_mode_data=True,
