@@ -1,0 +1,269 @@
+"""The command line: ``legibility ls | cp | validate | run | sweep | compare``."""
+
+import argparse
+import contextlib
+import io
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from legibility.recipes._find import copy_recipe, find, shipped
+from legibility.recipes._plan import LOG, RECORD, Job, plan, unfinished
+from legibility.recipes._recipe import RESERVED
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command ``legibility``.
+
+    Args:
+        arguments: What follows the command; None for this process's own.
+
+    Returns:
+        0 if all went well, 1 if a run failed or a recipe is not valid, 2 if the command was wrong, 130 after Ctrl-C.
+    """
+    parsed, overrides = _parser().parse_known_args(arguments)
+    if overrides and parsed.verb not in ("run", "sweep"):
+        _parser().error(f"unrecognized arguments: {' '.join(overrides)}")
+    parsed.overrides = overrides
+    verb: Callable[[argparse.Namespace, Console], int] = parsed.call
+    try:
+        with _terminated_like_interrupted():
+            return verb(parsed, Console(soft_wrap=True))
+    except UsageError as error:
+        print(f"legibility {parsed.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+
+
+class UsageError(Exception):
+    """Something in the command is wrong; the message is all that the user needs."""
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """A request to end (``timeout``, CI) is answered like Ctrl-C: workers end, what is finished is kept."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _usage() -> Iterator[None]:
+    """What goes wrong inside is the command's fault: no traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("legibility", description="Runs recipes and compares what they measured.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(call: Callable[[argparse.Namespace, Console], int], text: str) -> argparse.ArgumentParser:
+        name = call.__name__.strip("_")
+        added = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(call=call)
+        return added
+
+    def runs(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--preset", help="how much is run (default: the recipe's first preset)")
+        parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+        parser.epilog = (
+            "Further arguments --key=value change the configuration as in LightningCLI: --trainer.max_epochs=3, "
+            "--model.init_args.dropout=0.1, --trainer.callbacks.strength=2 (the arm's last callback)."
+        )
+
+    verb(_ls, "list the recipes")
+    one = verb(_cp, "copy a recipe, to change it; the copy runs by its path")
+    one.add_argument("recipe", metavar="RECIPE")
+    one.add_argument("destination", metavar="DEST", nargs="?", help="default: my_RECIPE.py")
+    one = verb(_validate, "hold a recipe's configurations against the classes they name, without training")
+    one.add_argument("recipes", metavar="RECIPE", nargs="+", help="name, or path of an own recipe")
+    one = verb(_run, "run one arm of a recipe with one seed")
+    one.add_argument("recipe", metavar="NAME", help="name, or path of an own recipe")
+    one.add_argument("--arm", help="default: the recipe's baseline")
+    one.add_argument("--seed", type=int, help="default: the preset's first seed")
+    runs(one)
+    one = verb(_sweep, "run all arms with all seeds; what is finished already is skipped")
+    one.add_argument("recipes", metavar="NAME", nargs="+", help="names, or paths of own recipes")
+    one.add_argument("--arms", type=_names, help="comma-separated (default: all)")
+    one.add_argument("--seeds", type=_seeds, help="how many (5: 0 to 4), or which (0,3,7); default: the preset's")
+    one.add_argument("--jobs", type=_positive, help="runs at a time (default: one for each CPU core)")
+    runs(one)
+    one = verb(_compare, "compare finished runs: a table here and one HTML file")
+    one.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="run records, or folders of runs")
+    one.add_argument("--baseline", help="the arm that the others are compared with (default: plain)", default="plain")
+    one.add_argument("--html", type=Path, help="the file to write (default: tradeoff.html in the first folder)")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 up, got {text!r}")
+    return int(text)
+
+
+def _seeds(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or (len(parts) == 1 and int(text) < 1):
+        raise argparse.ArgumentTypeError(f"expected a number of seeds from 1 up or seeds like 0,3,7, got {text!r}")
+    return list(range(int(text))) if len(parts) == 1 else list(dict.fromkeys(int(part) for part in parts))
+
+
+def _ls(parsed: argparse.Namespace, console: Console) -> int:
+    for name in shipped():
+        recipe = find(name).recipe
+        console.print(f"[bold]{name}[/bold]  {recipe.question}", highlight=False)
+        table = Table.grid(padding=(0, 2))
+        table.add_row("  arms", ", ".join(recipe.arms))
+        if recipe.controls:
+            table.add_row("  controls", ", ".join(recipe.controls))
+        for preset_name, preset in recipe.presets.items():
+            count = len(preset.seeds)
+            time = "" if preset.minutes is None else f", about {preset.minutes:g} min on 2 cores"
+            table.add_row(f"  {preset_name}", f"{count} seed{'s' * (count > 1)}{time}")
+        console.print(table, highlight=False)
+    return 0
+
+
+def _cp(parsed: argparse.Namespace, console: Console) -> int:
+    with _usage():
+        written = copy_recipe(parsed.recipe, parsed.destination)
+    shown = f"./{written[0]}" if not written[0].is_absolute() else str(written[0])
+    console.print(f"Wrote {written[0]} and {written[1]}. Run it: legibility run {shown}", highlight=False)
+    return 0
+
+
+def _validate(parsed: argparse.Namespace, console: Console) -> int:
+    from legibility.recipes._engine import check
+
+    wrong = 0
+    for name in parsed.recipes:
+        try:
+            recipe = find(name).recipe
+            jobs = [
+                job for preset in recipe.presets for job in plan([name], preset=preset, seeds=[0], out=Path("runs"))
+            ]
+        except (ValueError, OSError, TypeError, SyntaxError) as error:
+            console.print(f"{name}: {error}", highlight=False, markup=False)
+            wrong += 1
+            continue
+        failures = 0
+        for job in jobs:
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):
+                    check(job)
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever does not fit is the answer
+                failures += 1
+                console.print(f"{job.label.rpartition('/')[0]}: {error}", highlight=False, markup=False)
+        wrong += failures
+        if not failures:
+            count = len(recipe.arms) + len(recipe.controls)
+            console.print(f"{name}: {count} arms, {len(recipe.presets)} presets, all fit", highlight=False)
+    return 1 if wrong else 0
+
+
+def _run(parsed: argparse.Namespace, console: Console) -> int:
+    with _usage():
+        recipe = find(parsed.recipe).recipe
+        arm = recipe.baseline if parsed.arm is None else parsed.arm
+        jobs = _planned(parsed, [parsed.recipe], [arm], None if parsed.seed is None else [parsed.seed])
+        jobs = [job for job in jobs if job.seed == jobs[0].seed]
+    from legibility.recipes._engine import run
+
+    for job in unfinished(jobs, again=arm):
+        console.print(f"{job.label} -> {job.folder}", highlight=False, markup=False)
+        with _also_written_to(job.folder / LOG):
+            run(job, bar=console.is_terminal)
+    console.print(f"Record: {jobs[-1].folder / RECORD}", highlight=False, markup=False)
+    return 0
+
+
+def _sweep(parsed: argparse.Namespace, console: Console) -> int:
+    from legibility.recipes._sweep import cores, sweep
+
+    with _usage():
+        jobs = _planned(parsed, parsed.recipes, parsed.arms, parsed.seeds)
+    code = sweep(jobs, parsed.jobs or cores(), console)
+    if code == 0:
+        folders = dict.fromkeys(str(job.folder.parents[1]) for job in jobs)
+        console.print(f"Compare them: legibility compare {' '.join(folders)}", highlight=False, markup=False)
+    return code
+
+
+def _planned(
+    parsed: argparse.Namespace, names: Sequence[str], arms: Sequence[str] | None, seeds: Sequence[int] | None
+) -> list[Job]:
+    jobs = plan(names, preset=parsed.preset, arms=arms, seeds=seeds, out=parsed.out, overrides=parsed.overrides)
+    if parsed.overrides:
+        for job in jobs:
+            if job.state() == "other" and job.arm != RESERVED:
+                raise ValueError(
+                    f"{job.folder} holds a finished run of another configuration. A run with overrides does not "
+                    f"replace it: give another `--out`, such as --out {parsed.out}-try"
+                )
+    return jobs
+
+
+def _compare(parsed: argparse.Namespace, console: Console) -> int:
+    from legibility.tradeoff import compare, find_records, print_comparison, write_html
+
+    with _usage():
+        found = find_records(parsed.paths)
+        compared = compare(found, baseline=parsed.baseline)
+        first: Path = parsed.paths[0]
+        html = parsed.html or (first if first.is_dir() else first.parent) / "tradeoff.html"
+        print_comparison(compared, Console())
+        written = write_html(compared, html)
+    console.print(f"Picture: {written}", highlight=False, markup=False)
+    return 0
+
+
+@contextlib.contextmanager
+def _also_written_to(path: Path) -> Iterator[None]:
+    """What Python prints goes to the terminal as before and, without progress bars, into a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        out, err = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = _Tee(out, file), _Tee(err, file)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = out, err
+
+
+class _Tee(io.TextIOBase):
+    def __init__(self, terminal: TextIO, file: TextIO) -> None:
+        self._terminal, self._file = terminal, file
+
+    def write(self, text: str) -> int:
+        if "\r" not in text and "\x1b" not in text:
+            self._file.write(text)
+        return self._terminal.write(text)
+
+    def flush(self) -> None:
+        self._terminal.flush()
+
+    def isatty(self) -> bool:
+        return self._terminal.isatty()
+
+    def fileno(self) -> int:
+        return self._terminal.fileno()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""One run: the merged configuration through LightningCLI, fit, checkpoint, record."""
+
+import contextlib
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.cli import LightningCLI
+from pytorch_lightning.loggers import WandbLogger
+
+from legibility.recipes._find import load
+from legibility.recipes._plan import (
+    CHECKPOINT,
+    CONFIG,
+    DIGEST,
+    ERROR,
+    RECORD,
+    Job,
+    is_report,
+    merge,
+)
+from legibility.recipes._recipe import RESERVED
+from legibility.tradeoff import load_record
+
+Tell = Callable[[str, float], None]
+"""Hears what a run is doing (``"training"``, ``"measuring"``) and which share of it is done."""
+
+
+def run(job: Job, *, tell: Tell | None = None, bar: bool = False) -> None:
+    """Runs one job and leaves its folder finished.
+
+    What was in the folder of an earlier run goes first, the digest comes last: a run that was killed is not finished.
+
+    Args:
+        job: The run.
+        tell: Called a few times each second.
+        bar: Whether Lightning shows its progress bar.
+
+    Raises:
+        Exception: Whatever the run raised; its text is in the folder's ``error.txt``.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    for name in (DIGEST, RECORD, CHECKPOINT, ERROR):
+        (job.folder / name).unlink(missing_ok=True)
+    try:
+        with _one_thread():
+            _run(job, tell, bar)
+    except (Exception, SystemExit) as error:
+        # Lightning turns Ctrl-C into an exit; what follows from it is no failure of the run.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        (job.folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+    _write(job.folder / DIGEST, job.digest + "\n")
+
+
+def check(job: Job) -> None:
+    """Parses a run's configuration against the classes that it names, without building or training anything.
+
+    Raises:
+        Exception: From LightningCLI, if something does not fit; ImportError if the module cannot be imported.
+    """
+    load(job.module, job.path)
+    _cli(_ParsedOnly, ["--config", yaml.safe_dump(_settled(job, bar=False)), *job.overrides])
+
+
+class _ParsedOnly(LightningCLI):
+    def instantiate_classes(self) -> None:
+        """Nothing: parsing was all that was asked for."""
+
+    def _set_seed(self) -> None:
+        """Nothing either: nothing random follows."""
+
+
+def _run(job: Job, tell: Tell | None, bar: bool) -> None:
+    load(job.module, job.path)
+    config = job.folder / CONFIG
+    _write(config, yaml.safe_dump(_settled(job, bar), sort_keys=False))
+    cli = _cli(LightningCLI, ["--config", str(config), *job.overrides])
+    with warnings.catch_warnings():
+        # Without the Nones of the command line, the written file would not say what was run.
+        warnings.simplefilter("ignore")
+        resolved = cli.parser.dump(cli.config, skip_none=False)
+    _write(config, f"# {job.label}\n" + resolved)
+
+    if job.control is not None:
+        _measure_control(job, cli)
+        _check_record(job)
+        return
+    callbacks = _callbacks(cli)
+    callbacks.insert(0, _Watch(tell or (lambda stage, share: None)))
+    start = None
+    if job.start is not None:
+        start = job.start / CHECKPOINT
+        # Before the arm's own callbacks, which may change optimizer settings and remember what they found.
+        callbacks.insert(0, _OwnSettings())
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start)
+    finally:
+        for logger in cli.trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()  # the next run of this process would go on in it
+    temporary = job.folder / f"{CHECKPOINT}.part"
+    cli.trainer.save_checkpoint(temporary)
+    temporary.replace(job.folder / CHECKPOINT)
+    if job.arm != RESERVED:
+        _check_record(job)
+
+
+def _measure_control(job: Job, cli: LightningCLI) -> None:
+    """Measures a finished model as a control. The only place that calls the report by hand."""
+    from legibility.lightning_plugins import RandomInitControl, TemperatureControl
+
+    assert job.control is not None and job.start is not None
+    path = job.start / CHECKPOINT
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; delete {job.start / DIGEST} so that it is trained again")
+    cli.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    control: TemperatureControl | RandomInitControl = RandomInitControl(job.control.of, job.seed)
+    if job.control.matches is not None:
+        matched = next(folder for folder in job.needs if folder.parent.name == job.control.matches)
+        loss = load_record(matched / RECORD).task.loss
+        if loss is None:
+            raise ValueError(f"{matched / RECORD} holds no task loss that a temperature could be fitted to")
+        control = TemperatureControl(job.control.of, job.control.matches, loss)
+    report: Any = next(c for c in _callbacks(cli) if type(c).__name__ == "InterpretabilityReport")
+    report.measure(cli.trainer, cli.model, cli.datamodule, control=control)
+
+
+def _check_record(job: Job) -> None:
+    """The report writes down that measuring failed, to save the training. In a comparison that is a failed run."""
+    if not (job.folder / RECORD).is_file():
+        raise RuntimeError(f"InterpretabilityReport wrote no {RECORD} into {job.folder}")
+    for note in load_record(job.folder / RECORD).notes:
+        if note.startswith("measuring failed"):
+            raise RuntimeError(note)
+
+
+def _callbacks(cli: LightningCLI) -> list[Callback]:
+    callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
+
+
+def _settled(job: Job, bar: bool) -> dict[str, Any]:
+    """The configuration with what only the engine knows: seed, folder, and nothing beside the folder."""
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": bar,
+        "enable_progress_bar": bar,
+        "default_root_dir": str(job.folder),
+    }
+    told = {"arm": job.arm, "seed": job.seed, "recipe": job.recipe, "folder": str(job.folder)}
+    config = merge({"trainer": quiet}, job.config)
+    config["seed_everything"] = job.seed
+    config["trainer"]["callbacks"] = [
+        merge(entry, {"init_args": told}) if is_report(entry) else entry for entry in config["trainer"]["callbacks"]
+    ]
+    plain: dict[str, Any] = _plain(config)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and sequences as YAML knows them."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _cli(kind: type[LightningCLI], arguments: list[str]) -> LightningCLI:
+    with warnings.catch_warnings():
+        # It sees the arguments of `legibility` behind its own and takes that for a mistake.
+        warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
+        return kind(
+            args=arguments,
+            run=False,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            parser_kwargs={"exit_on_error": False},
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Models of recipes are tiny: two threads on one of them are slower than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Watch(Callback):
+    """Tells how far a fit is."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._start = 0
+        self._told = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if time.monotonic() - self._told > 0.25:
+            self._told = time.monotonic()
+            steps = trainer.estimated_stepping_batches - self._start
+            self._tell("training", min(1.0, (trainer.global_step - self._start) / max(1, steps)))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell("measuring", 1.0)
+
+
+class _OwnSettings(Callback):
+    """Gives an arm its own optimizer settings back after the base's checkpoint was loaded over them.
+
+    The learning rate is left as restored: it belongs to the schedule, which goes on.
+    """
+
+    _RESTORED = ("params", "lr", "initial_lr")
+
+    def __init__(self) -> None:
+        self._settings: list[list[dict[str, Any]]] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._settings = [
+            [{key: value for key, value in group.items() if key not in self._RESTORED} for group in o.param_groups]
+            for o in trainer.optimizers
+        ]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer, groups in zip(trainer.optimizers, self._settings, strict=True):
+            for group, own in zip(optimizer.param_groups, groups, strict=True):
+                group.update(own)

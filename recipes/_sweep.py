@@ -1,0 +1,121 @@
+"""A sweep: what is finished is skipped, the rest runs in worker processes, all of it is seen."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from legibility.recipes._plan import ERROR, LOG, Job, unfinished
+from legibility.recipes._pool import Event, run_all
+
+
+def cores() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def sweep(jobs: Sequence[Job], workers: int, console: Console) -> int:
+    """Runs what is not finished.
+
+    Args:
+        jobs: All runs, each after those that it needs.
+        workers: Number of worker processes, at most one for each run.
+        console: Where progress is shown: a live line on a terminal, plain lines elsewhere.
+
+    Returns:
+        0, or 1 if a run failed, or 130 after Ctrl-C.
+    """
+    todo = unfinished(jobs)
+    finished = sum(job.state() == "finished" for job in jobs)
+    if finished:
+        console.print(f"{finished} of {len(jobs)} runs are finished already.", highlight=False)
+    if not todo:
+        return 0
+    workers = min(workers, len(todo))
+    console.print(f"{len(todo)} runs, {workers} at a time, one thread each.", highlight=False)
+    start = time.monotonic()
+    with _Screen(todo, console) as screen:
+        try:
+            failed = run_all(todo, workers, screen.hear)
+        except KeyboardInterrupt:
+            screen.stop()
+            console.print(
+                f"Stopped. {finished + screen.done} finished runs are kept; the same command goes on from there.",
+                highlight=False,
+            )
+            return 130
+    minutes = (time.monotonic() - start) / 60
+    console.print(f"{len(todo) - len(failed)} runs done in {minutes:.1f} minutes.", highlight=False)
+    for folder, reason in failed.items():
+        place = next((folder / name for name in (ERROR, LOG) if (folder / name).is_file()), folder)
+        console.print(f"FAILED {folder}: {reason}\n       see {place}", highlight=False, markup=False, soft_wrap=True)
+    return 1 if failed else 0
+
+
+class _Screen:
+    """Progress: what is done, what is running, how long it will take."""
+
+    def __init__(self, jobs: Sequence[Job], console: Console) -> None:
+        self.done = 0
+        self._total = len(jobs)
+        self._console = console
+        self._running: dict[Path, Event] = {}
+        self._ended = 0
+        self._start = time.monotonic()
+        self._live = Progress(
+            TextColumn("[bold]runs"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[running]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._live.add_task("runs", total=self._total, left="", running="")
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Takes the live line away."""
+        self._live.stop()
+
+    def hear(self, event: Event | None) -> None:
+        """One event of a run, or None: time passes."""
+        if event is not None:
+            if event.kind in ("started", "progress"):
+                self._running[event.job.folder] = event
+            else:
+                self._running.pop(event.job.folder, None)
+                self._ended += 1
+                self.done += event.kind == "done"
+                how = f"done in {event.seconds:.0f} s" if event.kind == "done" else f"FAILED: {event.text}"
+                line = f"[{self._ended}/{self._total}] {event.job.label}  {how}"
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._live.update(self._task, completed=self._ended, running=escape(self.line()), left=self._left())
+
+    def line(self) -> str:
+        """What is running and how far it is."""
+        return "  ".join(
+            f"{event.job.arm}/{event.job.seed} {event.text or 'starting'} {event.share:.0%}"
+            for event in self._running.values()
+        )
+
+    def _left(self) -> str:
+        ready = self._ended + sum(event.share for event in self._running.values())
+        passed = time.monotonic() - self._start
+        if ready <= 0 or passed < 5:
+            return ""
+        seconds = passed * (self._total - ready) / ready
+        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
