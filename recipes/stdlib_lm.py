@@ -153,7 +153,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(self.steps - self.done % self.steps):
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.done)
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.done) % 2**63)
             self.done += 1
             starts = torch.randint(len(self.text) - self.context, (self.size,), generator=generator)
             yield windows(self.text, starts, self.context)
