@@ -195,7 +195,7 @@ def test_every_arm_of_every_preset_parses_and_validates_before_it_ends(tmp_path:
             if job.arm != "base":
                 assert settings["max_steps"] % settings["val_check_interval"] == 0
                 (report,) = (c for c in settings["callbacks"] if c["class_path"].endswith("InterpretabilityReport"))
-                assert report["init_args"]["queries"] == data["held_out"]
+                assert report["init_args"]["queries"] >= data["held_out"]
         assert jobs[0].arm == "base"
 
 
