@@ -1,6 +1,30 @@
-"""Does a character transformer become easier to imitate when it meets its students half-way?
+"""Does a character transformer become easier to imitate when it meets its students half-way, and at what price?
 
-TODO numbers
+Text: the source of this Python's standard library, split by file. All arms of a seed fork from one base of 1500 steps
+and go on for 300. Held-out students (a tiny transformer, an LSTM, a gated dilated convolution, an n-gram model) learn
+the finished model's answers from scratch on half of the held-out windows and are asked about the other half. The
+training students of the legibility arms are a convolution and a GRU, together a tenth of the primary's FLOPs.
+
+Expected, preset full (0.63M parameters, 5 seeds), change against plain in %, paired by seed; patched = patch-through
+KL of block 1; 95 % intervals are at most +- 1.3 for the legibility arms and +- 3 elsewhere:
+
+| arm | task loss | KL | code length | top-1 disagreement | patched |
+|---|---|---|---|---|---|
+| legibility-0.1 | +0.39 | -11.6 | -2.3 | -2.5 | -15.2 |
+| temperature-0.1, no training, same loss | +0.39 | -7.2 | 0 | 0 | -10.4 |
+| legibility-0.3 | +2.7 | -30.0 | -6.0 | -6.8 | -36.4 |
+| temperature-0.3, no training, same loss | +2.7 | -18.8 | 0 | 0 | -24.8 |
+| label-smoothing .1 | +4.7 | -17.4 | -1.6 | -1.4 | -22.2 |
+| weight-decay 1 | +1.8 | -9.8 | -2.0 | -2.2 | -9.7 |
+| early-stop | +3.7 | -7.6 | -1.4 (noise) | -1.8 | -10.4 |
+| untrained | +223 | -97 | -43 | -47 | -98 |
+
+So about 60 % of the gain in KL is what softening alone buys at the same task loss; the gain in code length and
+disagreement is none of it, because both are about decisions, which temperature can't move. The untrained model wins
+every raw score: they mean something at equal task loss only. Plain: loss 1.460 nats, KL 0.691, code length 2.64 bits,
+disagreement 40.7 %, patched 1.02. Label smoothing was tried at .05, .1 and .2, weight decay at .5, 1, 2 and 5 (one
+seed, 0.17M parameters); none came near legibility-0.3 at its loss. What this does not show: other texts, other sizes,
+training from scratch with the term, or that people read the model more easily.
 """
 
 import os
