@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,6 +101,18 @@ def test_batch_i_depends_on_the_seed_and_on_i_only(text: StdlibText) -> None:
 def test_an_unseeded_program_can_train_too(text: StdlibText) -> None:
     tokens, _ = next(iter(Batches(text.text["training"], 4, 16, 5, seed=2**64 - 1)))
     assert tokens.shape == (4, 16)
+
+
+def test_ranks_see_other_batches_of_the_same_seed() -> None:
+    def first(rank: int) -> Tensor:
+        torch.manual_seed(3)
+        data = StdlibText(batch_size=4, context=16)
+        data.trainer = SimpleNamespace(global_rank=rank)  # type: ignore[assignment]
+        data.setup("fit")
+        return next(iter(data.train_dataloader()))[0]
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(0), first(1))
 
 
 def test_validation_windows_are_the_same_in_every_run(text: StdlibText) -> None:
