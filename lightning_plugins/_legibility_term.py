@@ -8,11 +8,10 @@ from torch import Tensor
 
 from legibility.lightning_plugins._injector import Penalty
 from legibility.lightning_plugins._recording import Recording
-from legibility.losses import entropy, forward_kl, masked_mean, reverse_kl, symmetric_kl
+from legibility.losses import entropy, kl_sum_and_gradient, masked_mean
 from legibility.students import ImitationLoss, Prediction
 
 Direction = Literal["forward", "reverse", "symmetric"]
-DIVERGENCES = {"forward": forward_kl, "reverse": reverse_kl, "symmetric": symmetric_kl}
 
 
 def prediction_shape(output: Tensor, inputs: Tensor) -> tuple[int, ...]:
@@ -86,23 +85,39 @@ def legibility_penalty(
         penalty: None if there is nothing to add.
     """
     shape = prediction_shape(recording.output, recording.inputs)
-    # A float32 leaf: gradients of a float16 leaf underflow to zero.
-    leaf = recording.output.detach().float().reshape(shape).requires_grad_()
+    primary = recording.output.detach().float().reshape(shape)
+    sound = [torch.isfinite(prediction).all() for prediction in predictions]
+    # A student that fails in this very step counts as zero: it predicts what the primary says.
+    students = [
+        torch.where(ok, prediction.detach(), primary)
+        for ok, prediction, counts in zip(sound, predictions, active, strict=True)
+        if counts
+    ]
+    mask = recording.mask if len(shape) == 3 else None
+    if values:
+        total, gradient = _error_and_gradient(primary, students, mask)
+    else:
+        total, gradient = kl_sum_and_gradient(primary, students, direction=direction, mask=mask)
+    share = 1 / max(len(predictions), 1)
+    term = total * share
+    if strength == 0 or not students or not recording.output.requires_grad:
+        return term, None
+    scaled = gradient.mul_(strength * share).reshape(recording.output.shape)
+    return term, Penalty(strength * term, [(recording.output, scaled)])
+
+
+def _error_and_gradient(primary: Tensor, students: Sequence[Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The sum over students of the mean standardised error, and its gradient in the primary's values."""
+    leaf = primary.requires_grad_()
     total = torch.zeros((), device=leaf.device)
     with torch.enable_grad():
-        for prediction, counts in zip(predictions, active, strict=True):
-            if not counts:
-                continue
-            sound = torch.isfinite(prediction).all()
-            student = torch.where(sound, prediction.detach(), torch.zeros_like(prediction))
-            distance = standardised_error(leaf, student) if values else DIVERGENCES[direction](leaf, student)
-            total = total + sound * masked_mean(distance, recording.mask if distance.ndim == 2 else None)
-        total = total / max(len(predictions), 1)
-    if strength == 0 or not total.requires_grad or not recording.output.requires_grad:
-        return total.detach(), None
-    (gradient,) = torch.autograd.grad(total, leaf)
-    gradient = (strength * gradient).reshape(recording.output.shape)
-    return total.detach(), Penalty(strength * total.detach(), [(recording.output, gradient)])
+        for student in students:
+            distance = standardised_error(leaf, student)
+            total = total + masked_mean(distance, mask if distance.ndim == 2 else None)
+        if not students:
+            return total, torch.zeros_like(leaf)
+        (gradient,) = torch.autograd.grad(total, leaf)
+    return total.detach(), gradient
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -23,7 +23,6 @@ from legibility.lightning_plugins._callback import (
 )
 from legibility.lightning_plugins._injector import Penalty, injector_of
 from legibility.lightning_plugins._legibility_term import (
-    DIVERGENCES,
     Direction,
     describe,
     legibility_penalty,
@@ -117,8 +116,8 @@ class StudentLegibility(LegibilityCallback):
             raise ValueError(f'`students` must be "auto" or a list of students, got {students!r}.')
         if len(students) == 0:
             raise ValueError('`students` is empty: nobody would imitate. Give some, or leave it at "auto".')
-        if direction not in DIVERGENCES:
-            raise ValueError(f"`direction` must be one of {', '.join(DIVERGENCES)}, got {direction!r}.")
+        if direction not in get_args(Direction):
+            raise ValueError(f"`direction` must be one of {', '.join(get_args(Direction))}, got {direction!r}.")
         if imitate not in ("auto", "distribution", "values"):
             raise ValueError(f'`imitate` must be "auto", "distribution" or "values", got {imitate!r}.')
         self.students = students
