@@ -63,7 +63,9 @@ def kl_sum_and_gradient(
     p = log_p.exp()
     dead = p.logical_not()
     rows = torch.zeros_like(log_p[..., 0])
-    gradient = torch.zeros_like(log_p)
+    # With slopes = sum_k (p log p/q_k - q_k), of which each direction takes its part, the gradient of both is
+    # slopes - p sum(slopes): the softmax's own Jacobian, once for all students.
+    slopes = torch.zeros_like(log_p)
     for number, student in enumerate(students):
         check_floating(student, f"students[{number}]", "floating point logits, shaped (*batch, classes)")
         if student.shape != primary.shape:
@@ -75,14 +77,13 @@ def kl_sum_and_gradient(
         log_ratio = log_p - log_q
         if direction != "reverse":
             terms = (p * log_ratio).masked_fill_(dead, 0.0)
-            forward = terms.sum(-1)
-            rows += forward
-            gradient += terms.addcmul_(p, forward.unsqueeze(-1), value=-1.0)
+            rows += terms.sum(-1)
+            slopes += terms
         if direction != "forward":
             q = log_q.exp_()
+            slopes -= q
             rows -= log_ratio.mul_(q).masked_fill_(q.logical_not(), 0.0).sum(-1)
-            gradient += p
-            gradient -= q
+    gradient = slopes.addcmul_(p, slopes.sum(-1, keepdim=True), value=-1.0)
     half = 0.5 if direction == "symmetric" else 1.0
     if mask is None:
         return half * rows.mean(), gradient.mul_(half / max(rows.numel(), 1))

@@ -94,10 +94,10 @@ class Cohort:
         self.networks, reasons = build_networks(self.students, signature, chosen, seed=seed, device=self.device)
         if distributed:
             reasons = failed_on_any_rank(self.students, signature, chosen, reasons, self.device)
-        parameters = [p for network in self.networks.values() for p in network.parameters()]
+        self._weights = {name: list(network.parameters()) for name, network in self.networks.items()}
         # The fused kernel takes 0.35 ms where foreach takes 0.9 ms (24 tensors, 267k numbers, one CPU thread).
         fused = self.device.type in ("cpu", "cuda")
-        self._optimizer = torch.optim.Adam([{"params": parameters}], lr=learning_rate, fused=fused)
+        self._optimizer = torch.optim.Adam([{"params": self._parameters()}], lr=learning_rate, fused=fused)
         self._inputs_scaled = signature.reads == "tokens"
         self._divergence = dict.fromkeys(self.students, 0.0)
         self._baseline = 0.0
@@ -207,7 +207,7 @@ class Cohort:
         moments = dict(zip(self._imitation.moments, sums, strict=False))
         gradients = dict(zip(self._parameters(), sums[len(moments) :], strict=True))
         self._optimizer.zero_grad()
-        slopes = [torch.stack([gradients[p].sum() for p in net.parameters()]).sum() for net in self.networks.values()]
+        slopes = [torch.stack([gradients[p].sum() for p in weights]).sum() for weights in self._weights.values()]
         checks = torch.stack([*slopes, *(moment.sum() for moment in moments.values()), tally.new_zeros(())])
         numbers = torch.cat([tally, checks]).tolist()  # the only transfer from the device
         (weight, baseline), losses, numbers = numbers[:2], numbers[2 : tally.numel()], numbers[tally.numel() :]
@@ -242,12 +242,13 @@ class Cohort:
     def _drop(self, name: str, reason: str) -> None:
         self.failed[name] = reason
         if name in self.networks:
-            for parameter in self.networks.pop(name).parameters():
+            del self.networks[name]
+            for parameter in self._weights.pop(name):
                 self._optimizer.state.pop(parameter, None)
             self._optimizer.param_groups[0]["params"] = self._parameters()
 
     def _parameters(self) -> list[torch.nn.Parameter]:
-        return [p for network in self.networks.values() for p in network.parameters()]
+        return [parameter for weights in self._weights.values() for parameter in weights]
 
     def _sum(self, tensor: Tensor) -> Tensor:
         return sum_over_ranks(tensor) if self.distributed else tensor
@@ -255,8 +256,7 @@ class Cohort:
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, between two steps: tensors, numbers, strings and containers of them.
 
-        It also holds `"signature"` (for `Signature.from_json`) and `"widths"`, so that a resumed run can build the same
-        cohort before its first batch. Nothing is exchanged between ranks.
+        `"signature"` (for `Signature.from_json`) and `"widths"` are what a resumed run builds the same cohort from.
         """
         return {
             "students": {name: repr(student) for name, student in self.students.items()},

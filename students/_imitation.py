@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from legibility.losses import entropy
 from legibility.students._head import Head
 from legibility.students._signature import Signature
 from legibility.students._statistics import Moments, Reduce, mean_and_variance
@@ -102,7 +101,11 @@ class Imitation:
                 )
         if self.kind == "values":
             return Lesson(targets, None, target.values.new_zeros(()))
-        return Lesson(targets, target.values.softmax(-1), target.sum(entropy(target.values)))
+        log_beliefs = target.values.log_softmax(-1)
+        beliefs = log_beliefs.exp()
+        # A class ruled out gets a finite logarithm, for 0 log 0 = 0.
+        negentropy = (beliefs * log_beliefs.clamp_(min=torch.finfo(log_beliefs.dtype).min)).sum(-1)
+        return Lesson(targets, beliefs, -target.sum(negentropy))
 
     def start(self, lesson: Lesson, networks: Mapping[str, StudentNetwork], reduce: Reduce) -> set[str]:
         """Scale the heads by the first batch in which a thing appears; returns what was new."""

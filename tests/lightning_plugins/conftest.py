@@ -1,20 +1,11 @@
-"""What trains: both Lightning namespaces, one thread."""
+"""What trains: both Lightning namespaces."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tiny import make_module
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
