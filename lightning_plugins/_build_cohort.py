@@ -2,11 +2,13 @@
 
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from legibility.lightning_plugins._compiled import uncompiled
 from legibility.lightning_plugins._legibility_term import prediction_shape
 from legibility.lightning_plugins._recording import Recording, find_labels
 from legibility.lightning_plugins._untouched import untouched
@@ -20,6 +22,7 @@ from legibility.students import (
     check_smaller,
     flops,
     read_signature,
+    save_student,
     size_students,
 )
 
@@ -67,6 +70,15 @@ class BuiltCohort:
         before = set(self.cohort.failed)
         self.cohort.step()
         return [name for name in self.cohort.failed if name not in before]
+
+    def save(self, folder: Path) -> list[Path]:
+        """Writes each living student to ``<folder>/<name>.safetensors``; returns the files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        files = []
+        for name, network in self.cohort.networks.items():
+            files.append(folder / f"{name}.safetensors")
+            save_student(files[-1], network, self.cohort.students[name], self.signature)
+        return files
 
     def state_dict(self) -> dict[str, Any]:
         """The cohort's state: tensors, numbers and strings."""
@@ -145,7 +157,7 @@ def _is_distribution(imitate: str, signature: Signature, recording: Recording, b
         return False
     if signature.reads == "tokens" and signature.per_position:
         return True
-    return find_labels(batch, recording.inputs, output) is not None
+    return find_labels(batch, recording.inputs, output, recording.arguments) is not None
 
 
 def _smallest_over_ranks(widths: list[int], device: torch.device) -> list[int]:
@@ -173,7 +185,9 @@ def _vocabulary(primary: nn.Module, inputs: Tensor) -> int | None:
 def _primary_flops(primary: nn.Module, recording: Recording) -> int:
     """FLOPs of one forward call, counted by running it again; by its parameters where that does not work."""
     try:
-        with untouched(primary):
+        with untouched(primary), uncompiled(), warnings.catch_warnings():
+            # The counter's hooks are global ones, and compiled modules say so.
+            warnings.filterwarnings("ignore", message=".*global hooks on modules.*")
             counted = flops(lambda: primary(*recording.args, **recording.kwargs))
         if counted > 0:
             return counted

@@ -34,7 +34,7 @@ class LegibilityCallback(Callback):
         * on_fit_start            names resolved, hooks and wrappers installed
         * on_train_start          number of steps known
         for each batch:
-            * training_step       recorded; penalties added to the returned loss
+            * training_step       recorded; penalties added to the returned loss, or to that of each manual_backward
               backward, clip, optimizer.step
             * step post-hook      proximal steps
             * on_train_batch_end  students step, logs
@@ -66,7 +66,12 @@ class LegibilityCallback(Callback):
         return self._seconds / self._steps if self._steps else 0.0
 
     def on_fit_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Installs; what was left of an aborted fit goes first."""
+        """Installs; what was left of an aborted fit goes first.
+
+        Raises:
+            NotImplementedError: Under DeepSpeed.
+        """
+        _check_strategy(trainer)
         self._remove()
         self._installed = True
         self._seconds, self._steps = 0.0, 0
@@ -107,10 +112,29 @@ class LegibilityCallback(Callback):
         pl_module.log_dict({f"legibility/{key}": value for key, value in values.items()}, on_step=True, on_epoch=False)
 
 
+def _check_strategy(trainer: "Trainer") -> None:
+    if any(kind.__name__ == "DeepSpeedStrategy" for kind in type(trainer.strategy).__mro__):
+        raise NotImplementedError(
+            "`strategy`: DeepSpeed is not supported. It differentiates the loss and keeps copies of the weights itself, so "
+            "neither a term nor an exact zero would be certain to arrive. Use DDP, or ModelParallelStrategy (FSDP2)."
+        )
+
+
 def is_logging_step(trainer: "Trainer") -> bool:
     """Whether the trainer writes this step's logs; in between, computing what would be logged is wasted."""
     every = log_every(trainer)
-    return every > 0 and trainer.global_step % every == 0
+    return every > 0 and step_of(trainer) % every == 0
+
+
+def step_of(trainer: "Trainer") -> int:
+    """The number of steps so far: of the optimizer or, in manual optimization, of batches.
+
+    By hand, one batch may hold the steps of two optimizers or none; batches are what Lightning's loggers count then.
+    """
+    if trainer.lightning_module.automatic_optimization:
+        return trainer.global_step
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return int(progress.processed)
 
 
 def log_every(trainer: "Trainer") -> int:

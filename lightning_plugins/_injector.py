@@ -1,14 +1,16 @@
 """The one place where something of ours enters somebody else's training step.
 
 While a module is trained, its ``training_step`` is wrapped on the instance. The wrapper lets every attached participant
-watch the step, then adds the participants' penalties to the returned loss. Lightning divides by the accumulation count,
+watch the step, then adds the participants' penalties to the returned loss. Where the module optimizes by hand, the loss
+that it gives to ``manual_backward`` gets them instead: that is wrapped too. Lightning divides by the accumulation count,
 scales, hands the loss to DDP and clips *after* that, so a penalty needs no bookkeeping for any of them, and whatever
 the user logs inside the step stays the pure task loss.
 """
 
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,11 +24,30 @@ class Penalty:
 
     Attributes:
         value: Scalar, detached.
-        gradients: Pairs of a tensor in the loss's graph and d value / d tensor, of the same shape.
+        gradients: Pairs of a tensor with a graph and d value / d tensor, of the same shape.
+        source: What a loss must depend on for the penalty to belong to it, where a step has several losses. Not always
+            one of those tensors: they may be copies of it, which no loss leads to.
     """
 
     value: Tensor
     gradients: list[tuple[Tensor, Tensor]]
+    source: Tensor | None = None
+
+
+def total_penalty(penalties: Sequence[Penalty], share: float = 1.0) -> Penalty:
+    """Several penalties as one: their sum times ``share``.
+
+    Example:
+        >>> h = torch.zeros(2)
+        >>> both = total_penalty([Penalty(torch.tensor(v), [(h, torch.full((2,), v))]) for v in (1.0, 3.0)], share=0.5)
+        >>> both.value.item(), [gradient.tolist() for _, gradient in both.gradients]
+        (2.0, [[0.5, 0.5], [1.5, 1.5]])
+    """
+    value = torch.stack([penalty.value for penalty in penalties]).sum()
+    pairs = [pair for penalty in penalties for pair in penalty.gradients]
+    if share == 1:
+        return Penalty(value, pairs)
+    return Penalty(value * share, [(tensor, gradient * share) for tensor, gradient in pairs])
 
 
 class Participant(Protocol):
@@ -35,8 +56,14 @@ class Participant(Protocol):
     def before_step(self, batch: Any) -> None:
         """Called right before the user's ``training_step``."""
 
+    def around_backward(self, loss: Tensor, batch: Any) -> AbstractContextManager[Penalty | None]:
+        """Entered before, left after each ``manual_backward(loss)`` within the step. None adds nothing."""
+
     def after_step(self, batch: Any) -> Penalty | None:
-        """Called right after it, with the graph still alive. None adds nothing."""
+        """Called right after the step, with the graph still alive. None adds nothing.
+
+        In manual optimization nothing can be added any more: what is returned is not used.
+        """
 
     def abandon_step(self) -> None:
         """Called instead of ``after_step`` when the user's step raised."""
@@ -94,7 +121,7 @@ def _with_penalty(result: Any, penalty: Penalty) -> Any:
 
 
 class Injector:
-    """Wraps ``training_step`` of one module once, however many callbacks take part.
+    """Wraps ``training_step`` and ``manual_backward`` of one module once, however many callbacks take part.
 
     Two callbacks that each wrapped and each restored "their" original would leave a wrapper behind; hence one injector
     per module, gone with its last participant.
@@ -103,12 +130,15 @@ class Injector:
     def __init__(self, module: nn.Module) -> None:
         self._module = weakref.ref(module)
         self._participants: list[Participant] = []
-        self._shadowed: Callable[..., Any] | None = None
+        self._shadowed: dict[str, Any] = {}
+        self._watching: list[Participant] = []  # those of the manual step that is running
+        self._batch: Any = None
 
     def attach(self, participant: Participant) -> None:
         """Adds a participant; the first one wraps the step."""
         if not self._participants:
-            self._wrap()
+            self._wrap("training_step", self._step)
+            self._wrap("manual_backward", self._backward)
         self._participants.append(participant)
 
     def detach(self, participant: Participant) -> None:
@@ -119,44 +149,59 @@ class Injector:
         if not self._participants:
             self._unwrap()
 
-    def _wrap(self) -> None:
+    def _wrap(self, name: str, ours: Callable[..., Any]) -> None:
         module = self._module()
-        assert module is not None
-        # A step that the user had set on the instance must come back as such, not disappear.
-        self._shadowed = vars(module).get("training_step")
-        original = module.training_step
+        original = getattr(module, name, None)
+        if original is None:
+            return
+        # A method that the user had set on the instance must come back as such, not disappear.
+        self._shadowed[name] = vars(module).get(name)
 
-        @functools.wraps(original)  # type: ignore[arg-type]
-        def training_step(*args: Any, **kwargs: Any) -> Any:
-            return self._step(original, args, kwargs)  # type: ignore[arg-type]
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return ours(original, *args, **kwargs)
 
-        vars(module)["training_step"] = training_step
+        vars(module)[name] = wrapper
 
     def _unwrap(self) -> None:
         module = self._module()
         if module is None:
             return
-        vars(module).pop("training_step", None)
-        if self._shadowed is not None:
-            vars(module)["training_step"] = self._shadowed
+        for name, shadowed in self._shadowed.items():
+            vars(module).pop(name, None)
+            if shadowed is not None:
+                vars(module)[name] = shadowed
+        self._shadowed = {}
         _INJECTORS.pop(module, None)
 
-    def _step(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         batch = args[0] if args else next(iter(kwargs.values()), None)
         participants = list(self._participants)
+        manual = not getattr(self._module(), "automatic_optimization", True)
         try:
             for participant in participants:
                 participant.before_step(batch)
+            self._watching, self._batch = participants if manual else [], batch
             result = original(*args, **kwargs)
         except BaseException:
             for participant in participants:
                 participant.abandon_step()
             raise
+        finally:
+            self._watching, self._batch = [], None
         for participant in participants:
             penalty = participant.after_step(batch)
-            if penalty is not None:
+            if penalty is not None and not manual:
                 result = _with_penalty(result, penalty)
         return result
+
+    def _backward(self, original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as around:
+            added = loss
+            for participant in self._watching:
+                penalty = around.enter_context(participant.around_backward(loss, self._batch))
+                added = added if penalty is None else add_penalty(added, penalty)
+            return original(added, *args, **kwargs)
 
 
 _INJECTORS: "weakref.WeakKeyDictionary[nn.Module, Injector]" = weakref.WeakKeyDictionary()

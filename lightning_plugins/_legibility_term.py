@@ -38,7 +38,7 @@ def prediction_shape(output: Tensor, inputs: Tensor) -> tuple[int, ...]:
     return (output.shape[0], output[0].numel()) if output.ndim > 1 else (output.shape[0], 1)
 
 
-def standardised_error(primary: Tensor, student: Tensor) -> Tensor:
+def standardised_error(primary: Tensor, student: Tensor, mask: Tensor | None = None) -> Tensor:
     r"""Squared error of each prediction in units of the primary's own (detached) variance.
 
     :math:`d_n = \frac1U \sum_u (h_{nu} - g_{nu})^2 / (\mathrm{var}_u(h) + \epsilon)`, with
@@ -47,12 +47,17 @@ def standardised_error(primary: Tensor, student: Tensor) -> Tensor:
     Args:
         primary: h, "... units"; gradient flows here.
         student: g, the same shape.
+        mask: bool "...", True where a prediction counts for the variance; None counts all.
 
     Returns:
         One value for each prediction ("..."), >= 0, lower = closer, about 1 for a student that predicts the mean.
     """
     flat = primary.detach().reshape(-1, primary.shape[-1])
-    variance = flat.var(0, unbiased=False) if len(flat) > 1 else torch.ones_like(flat[0])
+    counts = torch.ones_like(flat[:, :1], dtype=torch.bool) if mask is None else mask.reshape(-1, 1)
+    count = counts.sum()
+    mean = torch.where(counts, flat, 0.0).sum(0) / count.clamp(min=1)
+    variance = torch.where(counts, flat - mean, 0.0).square().sum(0) / count.clamp(min=1)
+    variance = torch.where(count > 1, variance, 1.0)  # one prediction alone varies around nothing
     floor = 1e-6 * variance.mean() + 1e-12
     return ((primary - student) ** 2 / (variance + floor)).mean(-1)
 
@@ -104,21 +109,37 @@ def legibility_penalty(
     if strength == 0 or not students or not recording.output.requires_grad:
         return term, None
     scaled = gradient.mul_(strength * share).reshape(recording.output.shape)
-    return term, Penalty(strength * term, [(recording.output, scaled)])
+    return term, Penalty(strength * term, [(recording.output, scaled)], recording.source)
 
 
 def _error_and_gradient(primary: Tensor, students: Sequence[Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The sum over students of the mean standardised error, and its gradient in the primary's values."""
-    leaf = primary.requires_grad_()
+    # Padding may hold NaN: zeros keep it out of the gradient too.
+    leaf = (primary if mask is None else torch.where(mask.unsqueeze(-1), primary, 0.0)).requires_grad_()
     total = torch.zeros((), device=leaf.device)
     with torch.enable_grad():
         for student in students:
-            distance = standardised_error(leaf, student)
-            total = total + masked_mean(distance, mask if distance.ndim == 2 else None)
+            total = total + masked_mean(standardised_error(leaf, student, mask), mask)
         if not students:
             return total, torch.zeros_like(leaf)
         (gradient,) = torch.autograd.grad(total, leaf)
     return total.detach(), gradient
+
+
+def term_in_words(
+    kind: Literal["distribution", "values"], direction: Direction, strength: float, warm_up_steps: int
+) -> str:
+    """What the primary is asked for, as the summary says it.
+
+    Example:
+        >>> term_in_words("distribution", "symmetric", 0.2, 100)
+        "symmetric KL to the students' outputs, strength 0.2, reached over the first 100 steps"
+    """
+    if strength == 0:
+        return "none (strength 0): students are only measured"
+    warm = f", reached over the first {warm_up_steps} steps" if warm_up_steps else ""
+    what = "standardised error" if kind == "values" else f"{direction} KL"
+    return f"{what} to the students' outputs, strength {strength:g}{warm}"
 
 
 @torch.no_grad()
@@ -141,14 +162,16 @@ def describe(
     """
     output = recording.output.detach().float()
     output = output.reshape(prediction_shape(output, recording.inputs))
+    mask = recording.mask if output.ndim == 3 else None
     logs: dict[str, Tensor | float] = {}
     if kind == "distribution":
-        logs["entropy"] = entropy(output).mean()
+        logs["entropy"] = masked_mean(entropy(output), mask)
     for name, prediction in predictions:
         if name not in losses:
             continue
         logs[f"student/{name}/imitation"] = losses[name].output
         if kind == "distribution":
-            logs[f"student/{name}/disagreement"] = (prediction.output.argmax(-1) != output.argmax(-1)).float().mean()
+            other = prediction.output.argmax(-1) != output.argmax(-1)
+            logs[f"student/{name}/disagreement"] = masked_mean(other.float(), mask)
         logs |= {f"student/{name}/fvu/{tap}": fvu for tap, fvu in losses[name].taps.items()}
     return logs

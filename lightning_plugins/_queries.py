@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
+from legibility.lightning_plugins._compiled import uncompiled
 from legibility.lightning_plugins._legibility_term import prediction_shape
 from legibility.lightning_plugins._recorder import Recorder
-from legibility.lightning_plugins._recording import Recording, find_labels, tensors_in
+from legibility.lightning_plugins._recording import Recording, find_labels
+from legibility.lightning_plugins._trees import is_floating, leaves_in, packed_like
 from legibility.scores import Queries
 from legibility.students import Student
 
@@ -63,7 +66,8 @@ class KeptCalls:
             if self.full:
                 return
             shape = prediction_shape(recording.output, recording.inputs)
-            labels = find_labels(batch, recording.inputs, recording.output.detach().reshape(shape))
+            output = recording.output.detach().reshape(shape)
+            labels = find_labels(batch, recording.inputs, output, recording.arguments)
             args, kwargs = apply_to_collection((recording.args, recording.kwargs), Tensor, _copy)
             self.calls.append(Call(args, kwargs, None if labels is None else _copy(labels), shape[0]))
 
@@ -98,7 +102,8 @@ class Subject:
             for call in calls:
                 watcher.open()
                 args, kwargs = apply_to_collection((call.args, call.kwargs), Tensor, lambda t: t.to(self.device))
-                self.primary(*args, **kwargs)
+                with uncompiled():
+                    self.primary(*args, **kwargs)
                 (recording,) = watcher.close()
                 shape = prediction_shape(recording.output, recording.inputs)
                 recording.output = recording.output.float().reshape(shape)
@@ -129,7 +134,10 @@ def ask(subject: Subject) -> tuple[Queries, list[Call]]:
         rows.append(recording)
         used.append(call)
     logits = torch.cat([row.output for row in rows]).cpu()
-    mask = None if rows[0].mask is None else torch.cat([r.mask for r in rows if r.mask is not None]).cpu()
+    masks = [row.mask for row in rows if row.mask is not None]
+    # A call without a mask among others with one: all of its positions count.
+    every = [torch.ones_like(row.inputs[:, :1]).bool() if row.mask is None else row.mask for row in rows]
+    mask = torch.cat([m.expand(len(m), masks[0].shape[1]) for m in every]).cpu() if masks else None
     found = [call.labels for call in used if call.labels is not None]
     labels = torch.cat(found).long() if len(found) == len(used) else None
     if labels is not None and bool((labels < 0).any()):
@@ -155,8 +163,11 @@ def patched(module: nn.Module, values: Iterator[Tensor]) -> Iterator[None]:
     """
 
     def replace(_: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
-        real = next(tensor for _, tensor in tensors_in(result) if tensor.is_floating_point())
-        value = next(values).reshape(real.shape).to(real)
+        leaf = next(leaf for _, leaf in leaves_in(result) if is_floating(leaf))
+        real = leaf.data if isinstance(leaf, PackedSequence) else leaf
+        value = next(values)
+        value = packed_like(value, leaf) if isinstance(leaf, PackedSequence) else value
+        value = value.reshape(real.shape).to(real)
         if isinstance(result, Tensor):
             return value
         return apply_to_collection(result, Tensor, lambda tensor: value if tensor is real else tensor)

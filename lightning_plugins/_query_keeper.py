@@ -2,7 +2,10 @@
 
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from legibility.lightning_plugins._injector import Penalty, injector_of
 from legibility.lightning_plugins._queries import KeptCalls
@@ -50,6 +53,7 @@ class QueryKeeper:
     def stop(self) -> None:
         """Takes every hook away; what is kept stays."""
         self._stop_training()
+        self._module = None
         self.stop_validation()
 
     def end_epoch(self) -> None:
@@ -63,9 +67,10 @@ class QueryKeeper:
         A run that was too short for the limit is forgotten: the next one brings the same examples again, and an
         example kept twice would be learnt from and asked about.
         """
-        self.stop_validation()
-        if not self._kept["validation"].full:
-            self._kept["validation"] = KeptCalls(self._limit, "validation")
+        if self._kept["validation"].full:
+            return
+        self._kept["validation"] = KeptCalls(self._limit, "validation")
+        if self._validation is None:
             self._validation = self._recorder(pl_module, with_gradients=False)
             self._validation.install()
 
@@ -84,10 +89,16 @@ class QueryKeeper:
                 self._validation.discard()
 
     def stop_validation(self) -> None:
-        """Stops watching validation."""
-        if self._validation is not None:
+        """A validation run is over. Within a fit the hooks stay for the next one, if more is needed.
+
+        A compiled model would be compiled anew for each new hook.
+        """
+        if self._validation is None:
+            return
+        self._validation.discard()
+        if self._module is None or self._kept["validation"].full:
             self._validation.remove()
-        self._validation = None
+            self._validation = None
 
     # -- participant of the training step
 
@@ -100,6 +111,10 @@ class QueryKeeper:
         """The user's step raised: forget."""
         if self._training is not None:
             self._training.discard()
+
+    def around_backward(self, loss: Tensor, batch: Any) -> AbstractContextManager[None]:
+        """Nothing: it only watches."""
+        return nullcontext()
 
     def after_step(self, batch: Any) -> Penalty | None:
         """Keeps the step's inputs; adds nothing to the loss."""

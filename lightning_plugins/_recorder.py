@@ -7,12 +7,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn.utils.rnn import PackedSequence
 
-from legibility.lightning_plugins._recording import Recording, pick_input, pick_mask, pick_output, tensors_in
+from legibility.lightning_plugins._arguments import argument_names, by_name, pick_input, pick_mask
+from legibility.lightning_plugins._compiled import forget_compiled
+from legibility.lightning_plugins._hooks import Hooks
+from legibility.lightning_plugins._legibility_term import prediction_shape
+from legibility.lightning_plugins._recording import Recording, has_predictions, pick_leaf
+from legibility.lightning_plugins._trees import Leaf, is_floating, leaves_in, padded, rows_of, tensors_in
 
 # Names that wrappers (torch.compile, FSDP, activation checkpointing) put into module paths.
+_PATIENCE = 10  # training steps without a call of the model, after which that is said
 _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
@@ -57,7 +64,9 @@ class _Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any
-    tapped: dict[str, Tensor]
+    tapped: dict[str, Leaf]
+    copies: list[tuple[Tensor, int, Tensor]]  # tensors of the result, their versions, and copies in the graph
+    enabled: bool  # whether gradients were
 
 
 class Recorder:
@@ -66,7 +75,7 @@ class Recorder:
     Args:
         root: The LightningModule.
         model: Name of the module to record, or None: found at the first recorded step as the outermost module called
-            that holds more than half of the parameters.
+            that holds more than half of the trainable parameters and returns more than a loss.
         taps: Patterns over module names (relative to ``root``) whose outputs are recorded too.
         output: Dotted path of the tensor to imitate within the model's result.
         reads: Name of a module whose output the students read instead of the model's input.
@@ -87,24 +96,22 @@ class Recorder:
         reads: str | None = None,
         with_gradients: bool = True,
     ) -> None:
-        self._modules: dict[str, nn.Module] = {plain_name(name): module for name, module in root.named_modules()}
+        self._modules = _modules_by_name(root)
+        self._hooks = Hooks(root)
         self._output = output
         self._with_gradients = with_gradients
-        self._model_handles: dict[str, RemovableHandle] = {}
-        self._tap_handles: list[RemovableHandle] = []
         self._open = False
         self._calls: list[_Call] = []
-        self._tapped: dict[str, Tensor] = {}
+        self._tapped: dict[str, Leaf] = {}
+        self._arguments: list[str] = []
+        self._copying, self._traced = with_gradients, False
+        self._steps, self._recorded = 0, False
         names = list(self._modules)
         # "" is the root itself, as it is found by modules that are called as a whole.
         self.model = match_names(model, names, "model")[0] if model else model
         self.reads = match_names(reads, names, "reads")[0] if reads is not None else None
         self.taps = match_names(taps, names, "taps") if taps else []
-        self._candidates = [self.model] if self.model is not None else _candidates(self._modules)
-
-    @property
-    def _inner(self) -> list[str]:
-        return list(dict.fromkeys([*self.taps, *([self.reads] if self.reads is not None else [])]))
+        self._inner = list(dict.fromkeys([*self.taps, *([self.reads] if self.reads is not None else [])]))
 
     @property
     def primary(self) -> nn.Module:
@@ -118,20 +125,18 @@ class Recorder:
 
     def install(self) -> None:
         """Adds the hooks. Nothing is recorded until :meth:`open`."""
-        assert not self._model_handles
-        for name in self._candidates:
-            handle = self._modules[name].register_forward_hook(self._hook(name), with_kwargs=True)
-            self._model_handles[name] = handle
+        forget_compiled()
+        for name in [self.model] if self.model is not None else _candidates(self._modules):
+            self._hooks.add(name, self._modules[name], self._record)
         for name in self._inner:
-            handle = self._modules[name].register_forward_hook(self._tap_hook(name), with_kwargs=True)
-            self._tap_handles.append(handle)
+            self._hooks.add(f"tap {name}", self._modules[name], self._tap)
 
     def remove(self) -> None:
         """Takes every hook away and forgets what was recorded."""
-        for handle in [*self._model_handles.values(), *self._tap_handles]:
-            handle.remove()
-        self._model_handles, self._tap_handles = {}, []
+        self._hooks.remove()
         self.discard()
+        if 0 < self._steps < _PATIENCE:
+            self._say_if_silent()
 
     def open(self) -> None:
         """Starts recording: the user's step begins."""
@@ -150,72 +155,171 @@ class Recorder:
         Raises:
             ValueError: The model was not found, a tap never fired, or the output cannot be used.
         """
-        calls = self._calls
+        # Reentrant checkpointing calls without gradients and puts the result into the graph afterwards.
+        calls = [call for call in self._calls if call.enabled or not self._with_gradients or _in_graph(call.result)]
         self.discard()
+        self._steps += 1
         if self.model is None:
-            if not calls:
-                raise ValueError(
-                    "`model`: no single module that holds most of the parameters was called in the step, so the "
-                    "primary can't be found. Name it with `model=`; modules of this LightningModule: "
-                    f"{', '.join([n for n in self._modules if n][:12]) or 'none'}."
-                )
-            # A module that contains another one has the shorter name: the outermost call is what the user calls.
-            self.model = min((call.name for call in calls), key=len)
-            for name in [name for name in self._model_handles if name != self.model]:
-                self._model_handles.pop(name).remove()
-            self._candidates = [self.model]
-        return [self._recording(call) for call in calls if call.name == self.model]
+            self.model = self._find(calls)
+            if not self._traced:  # a graph would be compiled anew without the hooks that it holds
+                self._hooks.keep([self.model, *(f"tap {name}" for name in self._inner)])
+        calls = [call for call in calls if call.name == self.model]
+        self._recorded = self._recorded or bool(calls)
+        if self._steps == _PATIENCE:
+            self._say_if_silent()
+        fresh = [_without_stale(call, before) for call, before in zip(calls, [None, *calls], strict=False)]
+        recordings = [self._recording(call) for call in fresh]
+        if calls and self._copying:
+            # Copies cost time and memory: they are made in the first step, and later if that showed the need.
+            self._copying = any(tensor._version != version for call in calls for tensor, version, _ in call.copies)
+        return recordings
 
-    def _recording(self, call: "_Call") -> Recording:
+    def _find(self, calls: list[_Call]) -> str:
+        # Sizes are asked for again: lazy parameters have some only after the first call.
+        holders = set(_candidates(self._modules))
+        calls = [call for call in calls if call.name in holders]
+        predicting = [call for call in calls if self._output is not None or has_predictions(call.result)]
+        if not calls:
+            raise ValueError(
+                "`model`: no single module that holds most of the trainable parameters was called in the step, so the "
+                "primary can't be found. Name it with `model=`, call the module as `self(x)` instead of "
+                "`self.forward(x)`, or give `use_reentrant=False` if it is checkpointed; modules of this "
+                "LightningModule: "
+                f"{', '.join([n for n in self._modules if n][:12]) or 'none'}."
+            )
+        # A module that contains another one has the shorter name: the outermost call is what the user calls.
+        return min((call.name for call in predicting or calls), key=len)
+
+    def _recording(self, call: _Call) -> Recording:
         missing = [name for name in self._inner if name not in call.tapped]
         if missing:
             raise ValueError(
-                f"`taps`/`reads`: {', '.join(missing)} never ran while {self.model or 'the module'!r} was called. "
-                "Name modules that its forward calls (a model compiled and run before fit hides its children)."
+                f"`taps`/`reads`: {', '.join(missing)} never ran with gradients while {self.model or 'the module'!r} "
+                "was called. Name modules that its forward calls; inside of `torch.utils.checkpoint` that needs "
+                "`use_reentrant=False`."
             )
-        inputs = pick_input(call.args, call.kwargs) if self.reads is None else call.tapped[self.reads]
+        self._arguments = self._arguments or argument_names(_unwrapped(self.primary))
+        arguments = by_name(self._arguments, call.args, call.kwargs)
+        leaf = pick_leaf(call.result, self._output)
+        read = pick_input(arguments, rows_of(leaf)) if self.reads is None else call.tapped[self.reads]
+        inputs, counts = padded(read)
+        source = leaf.data if isinstance(leaf, PackedSequence) else leaf
+        changed = [copy for tensor, version, copy in call.copies if tensor is leaf and tensor._version != version]
+        output, returned = padded(leaf, positions=inputs.shape[1] if inputs.ndim > 1 else 0)
+        output = changed[0] if changed else output
+        for mask in (pick_mask(arguments, inputs), returned):
+            counts = mask if counts is None and mask is not None and mask.shape == inputs.shape[:2] else counts
+        if prediction_shape(output, inputs)[0] != inputs.shape[0]:
+            raise ValueError(
+                f"`reads`: students would read {tuple(inputs.shape)} and imitate {tuple(output.shape)}, and these do "
+                "not have one row for each example alike (graphs, or time before batch). Name a module whose output "
+                "has a row for each prediction with `reads=`, or the part to imitate with `model=`; modules: "
+                f"{', '.join([n for n in self._modules if n][-12:])}."
+            )
         return Recording(
             args=call.args,
             kwargs=call.kwargs,
             inputs=inputs.detach(),
-            mask=pick_mask(call.args, call.kwargs, inputs),
-            output=pick_output(call.result, self._output),
-            taps={name: call.tapped[name] for name in self.taps},
+            mask=counts,
+            output=output,
+            taps={name: padded(call.tapped[name], inputs.shape[1] if inputs.ndim > 1 else 0)[0] for name in self.taps},
+            source=source,
+            arguments=arguments,
         )
+
+    def _say_if_silent(self) -> None:
+        if self._with_gradients and not self._recorded and self.model is not None:
+            rank_zero_warn(
+                f"`model`: {self.model or 'the LightningModule'!r} was not called with gradients in {self._steps} "
+                "training steps, so nothing was recorded. Call it as `module(x)`, not `module.forward(x)`; use "
+                "`use_reentrant=False` if it is checkpointed; or name another module with `model=`."
+            )
 
     def _recordable(self) -> bool:
         if not self._open:
             return False
-        # Inside backward, a forward call is activation checkpointing's recomputation.
-        return not self._with_gradients or (torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1)
+        if not self._with_gradients:
+            return True
+        return torch.is_grad_enabled() and not _recomputing()
 
-    def _hook(self, name: str) -> Any:
-        # The hook must not fire for a deep copy of the module (WeightAveraging, EMA): it checks whom it was put on.
-        target = self._modules[name]
+    def _record(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if self._with_gradients and _recomputing():
+            if name == self.model and not self._recorded:
+                raise ValueError(
+                    f"`model`: {name or 'the LightningModule'!r} is hidden from autograd inside of a larger part that "
+                    "is checkpointed. Give `use_reentrant=False` to `torch.utils.checkpoint`, or name a module around "
+                    "that part with `model=`."
+                )
+            return
+        if not self._open:
+            return
+        copies = []
+        if torch.compiler.is_compiling():
+            self._traced = True
+        elif self._copying:
+            copies = [(t, t._version, t.clone()) for _, t in tensors_in(result) if t.requires_grad]
+        enabled = torch.is_grad_enabled()
+        self._calls.append(_Call(name, args, kwargs, result, dict(self._tapped), copies, enabled))
 
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-            if module is target and self._recordable():
-                self._calls.append(_Call(name, args, kwargs, result, dict(self._tapped)))
+    def _tap(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if self._recordable():
+            name = name.removeprefix("tap ")
+            self._tapped[name] = _kept(result if isinstance(result, Tensor) else _first_floating(name, result))
 
-        return record
 
-    def _tap_hook(self, name: str) -> Any:
-        target = self._modules[name]
+def _recomputing() -> bool:
+    """Inside backward, a forward call is activation checkpointing's recomputation."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-            if module is target and self._recordable():
-                found = [tensor for _, tensor in tensors_in(result) if tensor.is_floating_point()]
-                if not found:
-                    raise ValueError(f"`taps`: {name} returned no floating-point tensor ({type(result).__name__}).")
-                # A copy: an in-place operation after the tap would change what was recorded.
-                self._tapped[name] = found[0].detach().clone()
 
-        return record
+def _in_graph(result: Any) -> bool:
+    return any(tensor.requires_grad for _, tensor in tensors_in(result))
+
+
+def _kept(leaf: Leaf) -> Leaf:
+    # A copy: an in-place operation after the tap would change what was recorded.
+    if isinstance(leaf, Tensor):
+        return leaf.detach().clone()
+    return PackedSequence(leaf.data.detach().clone(), *leaf[1:])
+
+
+def _first_floating(name: str, result: Any) -> Leaf:
+    for _, leaf in leaves_in(result):
+        if is_floating(leaf):
+            return leaf
+    raise ValueError(f"`taps`: {name} returned no floating-point tensor ({type(result).__name__}).")
+
+
+def _without_stale(call: _Call, before: _Call | None) -> _Call:
+    """Without taps that are still those of the call before."""
+    if before is None:
+        return call
+    return call._replace(tapped={n: leaf for n, leaf in call.tapped.items() if leaf is not before.tapped.get(n)})
+
+
+def _modules_by_name(root: nn.Module) -> dict[str, nn.Module]:
+    """Modules by the names that users know. A wrapper goes by the name of what it wraps: it is what is called."""
+    modules: dict[str, nn.Module] = {}
+    # A module that hangs in two places has two names.
+    for name, module in root.named_modules(remove_duplicate=False):
+        modules.setdefault(plain_name(name), module)
+    return modules
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    wrapped = [m for name, m in module.named_modules() if name and not plain_name(name)]
+    return wrapped[-1] if wrapped else module
 
 
 def _candidates(modules: dict[str, nn.Module]) -> list[str]:
-    """Names of the modules that hold more than half of the trainable parameters, outermost first."""
-    trainable = {id(p): p.numel() for p in modules[""].parameters() if p.requires_grad}
+    """Names of the modules that hold more than half of the trainable parameters, outermost first.
+
+    All modules while there are lazy parameters, whose sizes are not known.
+    """
+    parameters = list(modules[""].parameters())
+    if any(nn.parameter.is_lazy(parameter) for parameter in parameters):
+        return list(modules)
+    trainable = {id(p): p.numel() for p in parameters if p.requires_grad}
     half = sum(trainable.values()) / 2
     return [
         name for name, module in modules.items() if sum(trainable.get(id(p), 0) for p in module.parameters()) > half > 0

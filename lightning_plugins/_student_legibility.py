@@ -2,11 +2,11 @@
 
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
@@ -14,28 +14,24 @@ from legibility.lightning_plugins._build_cohort import BuiltCohort, build_cohort
 from legibility.lightning_plugins._callback import (
     LegibilityCallback,
     check_positive,
-    check_share,
     check_strength,
     is_logging_step,
     log_every,
     no_autocast,
-    total_steps,
+    step_of,
 )
-from legibility.lightning_plugins._injector import Penalty, injector_of
-from legibility.lightning_plugins._legibility_term import (
-    Direction,
-    describe,
-    legibility_penalty,
-)
+from legibility.lightning_plugins._injector import Penalty, injector_of, total_penalty
+from legibility.lightning_plugins._legibility_term import Direction, term_in_words
+from legibility.lightning_plugins._manual_optimization import ManualOptimization, manual_optimization
+from legibility.lightning_plugins._meeting import meet, of_known_kind
 from legibility.lightning_plugins._recorder import Recorder
 from legibility.lightning_plugins._recording import Recording
 from legibility.lightning_plugins._summary import print_summary
-from legibility.students import Student, save_student
+from legibility.lightning_plugins._warm_up import WarmUp
+from legibility.students import Student
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
-
-_UNKNOWN_LENGTH = 1000  # steps over which the warm-up share is taken where the trainer can't tell the length
 
 
 class StudentLegibility(LegibilityCallback):
@@ -76,7 +72,12 @@ class StudentLegibility(LegibilityCallback):
             model that can't be found, an output without a usable tensor, students larger than the primary, a negative
             or NaN strength, no students.
         TypeError: The output is not floating point.
-        NotImplementedError: Manual optimization.
+
+    In manual optimization (``automatic_optimization = False``) the term is added to each loss given to
+    ``self.manual_backward`` that depends on the model's output: the mean over the recorded calls that it reaches, once
+    for each call, and again only if the gradients were cleared since. A ``loss.backward()`` of the user's own can't
+    be reached: that is warned of. Students then step once for each batch in which the primary's optimizer stepped, and
+    steps count as batches. Whoever accumulates by hand and divides the loss by N divides ``strength`` by N too.
 
     Logs under ``legibility/``: ``term`` (unweighted, nats), ``strength``, ``entropy`` of the primary (nats), and for
     each student ``student/<name>/imitation`` (KL(p || q), nats), ``student/<name>/disagreement`` (share of different
@@ -124,7 +125,7 @@ class StudentLegibility(LegibilityCallback):
         self.model, self.taps, self.output, self.reads = model, taps, output, reads
         self.imitate = imitate
         self.direction: Direction = direction
-        self.warmup = check_share(warmup, "warmup")
+        self.warmup, self._warm_up = warmup, WarmUp(warmup)
         self.budget = check_positive(budget, "budget")
         self.learning_rate = check_positive(learning_rate, "learning_rate")
         self.on_failure: Literal["drop", "raise"] = on_failure
@@ -133,9 +134,8 @@ class StudentLegibility(LegibilityCallback):
         self._recorder: Recorder | None = None
         self._module: weakref.ref[nn.Module] | None = None
         self._trainer: Trainer | None = None
-        self._start: int | None = None
-        self._ramp = 0
-        self._learned, self._warned, self._seen_step = False, False, 0
+        self._manual: ManualOptimization | None = None
+        self._learned, self._trained, self._warned, self._seen_step = False, False, False, 0
         self._logs: dict[str, Tensor | float] = {}
 
     @property
@@ -149,9 +149,8 @@ class StudentLegibility(LegibilityCallback):
         return {"legibility": self.strength}
 
     def strength_at(self, step: int) -> float:
-        """The coefficient at a global step: a linear warm-up from the callback's first step on."""
-        since = step - (self._start or 0)
-        return self.strength * min(1.0, (since + 1) / self._ramp) if self._ramp > 0 else self.strength
+        """The coefficient at a step: a linear warm-up from the callback's first step on."""
+        return self.strength * self._warm_up.at(step)
 
     def save_students(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Writes each living student to ``<folder>/<name>.safetensors``, with its configuration and without pickle.
@@ -167,23 +166,13 @@ class StudentLegibility(LegibilityCallback):
         """
         if self.built is None:
             raise RuntimeError("there are no students yet: they are built in the first training step of a fit.")
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        cohort, files = self.built.cohort, []
-        for name, network in cohort.networks.items():
-            files.append(Path(folder) / f"{name}.safetensors")
-            save_student(files[-1], network, cohort.students[name], self.built.signature)
-        return files
+        return self.built.save(Path(folder))
 
     # -- life cycle
 
     def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        if not pl_module.automatic_optimization:
-            raise NotImplementedError(
-                "StudentLegibility supports automatic optimization only so far: this module sets "
-                "`automatic_optimization = False`, and its own `manual_backward` would never see the term."
-            )
         if self._module is None or self._module() is not pl_module:
-            self.built, self._start = None, None
+            self.built, self._warm_up.start = None, None
         self._module = weakref.ref(pl_module)
         self._trainer = trainer
         self._recorder = Recorder(
@@ -195,13 +184,18 @@ class StudentLegibility(LegibilityCallback):
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """The number of steps is known, and so is the state to resume from."""
         if self._pending is not None:
-            self.built, self._start = None, self._pending["start"]
-        if self._start is None:
-            self._start = trainer.global_step
-        end = total_steps(trainer)
-        duration = _UNKNOWN_LENGTH if end is None else max(1, end - self._start)
-        self._ramp = round(self.warmup * duration)
+            self.built, self._warm_up.start = None, self._pending["start"]
+        self._warm_up.begin(trainer)
         self._seen_step = trainer.global_step
+        self._manual = manual_optimization(trainer, self._primary, adds=self.strength > 0)
+
+    def _primary(self) -> nn.Module | None:
+        return None if self._recorder is None or self._recorder.model is None else self._recorder.primary
+
+    def on_train_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Says so if the term never found a loss."""
+        if self._manual is not None and self._recorder is not None:
+            self._manual.end_fit(self._recorder.model or "")
 
     def _uninstall(self) -> None:
         module = self._module() if self._module is not None else None
@@ -209,13 +203,16 @@ class StudentLegibility(LegibilityCallback):
             injector_of(module).detach(self)
         if self._recorder is not None:
             self._recorder.remove()
+        if self._manual is not None:
+            self._manual.remove()
+        self._manual = None
         self._recorder, self._trainer, self._logs = None, None, {}
 
     def state_dict(self) -> dict[str, Any]:
         """The students, their optimizer and what they have seen: tensors, numbers and strings only."""
         if self.built is None:
-            return self._pending if self._pending is not None else {"start": self._start, "cohort": None}
-        return {"start": self._start, "cohort": self.built.state_dict()}
+            return self._pending if self._pending is not None else {"start": self._warm_up.start, "cohort": None}
+        return {"start": self._warm_up.start, "cohort": self.built.state_dict()}
 
     # -- one batch
 
@@ -223,7 +220,9 @@ class StudentLegibility(LegibilityCallback):
         self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int
     ) -> None:
         """A closure may run the step several times; the students learn from the first run only."""
-        self._learned = False
+        self._learned = self._trained = False
+        if self._manual is not None:
+            self._manual.begin_batch()
 
     def before_step(self, batch: Any) -> None:
         """The user's step begins: record."""
@@ -234,67 +233,61 @@ class StudentLegibility(LegibilityCallback):
         """The user's step raised: forget."""
         if self._recorder is not None:
             self._recorder.discard()
+        if self._manual is not None:
+            self._manual.forget()
+
+    @contextmanager
+    def around_backward(self, loss: Tensor, batch: Any) -> Iterator[Penalty | None]:
+        """Manual optimization: what was called since the last backward pass gets its penalty, and the students learn."""
+        assert self._recorder is not None and self._manual is not None
+        with self._timed():
+            penalties = self._meet(self._recorder.close(), batch)
+            self._recorder.open()
+            due = self._manual.due(loss, penalties)
+        yield due
+        self._manual.settle()
 
     def after_step(self, batch: Any) -> Penalty | None:
         """The user's step is over: the students predict, the primary gets its penalty, the students learn."""
-        assert self._recorder is not None and self._trainer is not None
+        assert self._recorder is not None
         with self._timed():
-            recordings = self._recorder.close()
-            if not recordings:
-                return None
-            with no_autocast(recordings[0].output.device):
-                if self.built is None:
-                    self._build(recordings[0], batch)
-                return self._meet(self._fitting(recordings))
+            penalties = self._meet(self._recorder.close(), batch)
+            self._learned = True
+            if self._manual is not None:
+                self._manual.forget()
+            return total_penalty(penalties) if penalties else None
 
-    def _fitting(self, recordings: list[Recording]) -> list[Recording]:
-        """The calls of the kind that the students know; others are left out, and that is said once."""
-        assert self.built is not None
-        fitting = [recording for recording in recordings if self.built.fits(recording)]
-        if len(fitting) < len(recordings) and not self._warned:
-            self._warned = True
-            other = next(recording for recording in recordings if recording not in fitting)
-            rank_zero_warn(
-                f"StudentLegibility leaves out calls of the model with input {tuple(other.inputs.shape)} and output "
-                f"{tuple(other.output.shape)}: the students were built for the first call's kind. "
-                "To have another part imitated, name it with `model=`."
-            )
-        return fitting
-
-    def _meet(self, recordings: list[Recording]) -> Penalty | None:
-        assert self.built is not None and self._trainer is not None
-        cohort, strength = self.built.cohort, self.strength_at(self._trainer.global_step)
-        every = log_every(self._trainer)
-        logging = every > 0 and (self._trainer.global_step + 1) % every == 0
-        penalties = []
-        for recording in recordings:
-            predictions = cohort.predict(recording.inputs, recording.mask)
-            term, penalty = legibility_penalty(
-                recording,
-                [prediction.output for _, prediction in predictions],
-                [cohort.active[name] for name, _ in predictions],
-                strength=strength / len(recordings),
-                direction=self.direction,
-                values=self.built.kind == "values",
-            )
-            if penalty is not None:
-                penalties.append(penalty)
-            if not self._learned:
-                scale = 1 / (len(recordings) * self._accumulation)
-                losses = self.built.learn(recording, predictions, scale)
-                if logging:
-                    self._logs = {"term": term, "strength": strength}
-                    self._logs |= describe(self.built.kind, recording, predictions, losses)
-        self._learned = True
-        if not penalties:
-            return None
-        value = torch.stack([penalty.value for penalty in penalties]).sum()
-        return Penalty(value, [pair for penalty in penalties for pair in penalty.gradients])
-
-    @property
-    def _accumulation(self) -> int:
+    def _meet(self, recordings: list[Recording], batch: Any) -> list[Penalty]:
+        """The students meet recorded calls: one penalty for each that gets any."""
         assert self._trainer is not None
-        return self._trainer.accumulate_grad_batches
+        if not recordings:
+            return []
+        with no_autocast(recordings[0].output.device):
+            if self.built is None:
+                self._build(recordings[0], batch)
+            assert self.built is not None
+            known = of_known_kind(self.built, recordings, warn=not self._warned)
+            self._warned, recordings = self._warned or len(known) < len(recordings), known
+            self._trained = self._trained or any(recording.output.requires_grad for recording in recordings)
+            step, every = step_of(self._trainer), log_every(self._trainer)
+            strength = self.strength_at(step)
+            # By hand, a call's share of a loss is known only when the loss is.
+            share = 1 / max(1, len(recordings)) if self._manual is None else 1.0
+            penalties = []
+            for recording in recordings:
+                penalty, logs = meet(
+                    self.built,
+                    recording,
+                    strength=strength * share,
+                    direction=self.direction,
+                    weight=None if self._learned else share / self._trainer.accumulate_grad_batches,
+                    logging=every > 0 and (step + 1) % every == 0,
+                )
+                if logs:
+                    self._logs = {"strength": strength, **logs}
+                if penalty is not None:
+                    penalties.append(penalty)
+        return penalties
 
     def on_train_batch_end(
         self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int
@@ -304,13 +297,19 @@ class StudentLegibility(LegibilityCallback):
         if self.built is None:
             return
         with self._timed(), no_autocast(pl_module.device):
-            if trainer.global_step != self._seen_step:
-                self._seen_step = trainer.global_step
+            if self._primary_stepped(trainer):
                 for name in self.built.step():
                     rank_zero_warn(f"StudentLegibility: {name} is dropped: {self.built.cohort.failed[name]}")
             if self._logs and is_logging_step(trainer):
                 self._write_log(pl_module, self._logs)
                 self._logs = {}
+
+    def _primary_stepped(self, trainer: "Trainer") -> bool:
+        before, self._seen_step = self._seen_step, trainer.global_step
+        counted = before != trainer.global_step
+        if self._manual is None:
+            return counted
+        return self._manual.end_batch(trained=self._trained, counted=counted)
 
     def _build(self, recording: Recording, batch: Any) -> None:
         assert self._recorder is not None and self._trainer is not None
@@ -336,13 +335,5 @@ class StudentLegibility(LegibilityCallback):
                 self.built,
                 primary=self._recorder.primary,
                 model=self._recorder.model or "",
-                term=self._in_words(),
+                term=term_in_words(self.built.kind, self.direction, self.strength, self._warm_up.steps),
             )
-
-    def _in_words(self) -> str:
-        if self.strength == 0:
-            return "none (strength 0): students are only measured"
-        warm = f", reached over the first {self._ramp} steps" if self._ramp else ""
-        assert self.built is not None
-        what = "standardised error" if self.built.kind == "values" else f"{self.direction} KL"
-        return f"{what} to the students' outputs, strength {self.strength:g}{warm}"

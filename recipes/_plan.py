@@ -127,7 +127,10 @@ def plan(
         if arm not in known:
             raise ValueError(f"no arm {arm!r}: {near(arm, known)}")
     if bad := [text for text in overrides if not text.startswith("--") or "=" not in text]:
-        raise ValueError(f"{' '.join(bad)}: overrides are written --key=value, e.g. --trainer.max_epochs=3")
+        raise ValueError(
+            f"{' '.join(bad)}: overrides are written --key=value, e.g. --trainer.max_epochs=3, and several arms with "
+            "commas, e.g. --arms plain,mine"
+        )
     return [job for one in found for job in _of_recipe(one, preset, arms, seeds, out, tuple(overrides))]
 
 

@@ -46,160 +46,98 @@ wider students (together a quarter of the model's FLOPs) move legibility-0.3 fro
 -29, -8. Without the fall of the learning rate the effects are much the same, and all models worse by .1 nats.
 """
 
-import os
 import sysconfig
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
 
 from legibility.recipes import Arm, Base, Control, Preset, Recipe
 
-CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
-VOCABULARY = len(CHARACTERS) + 1  # the last id stands for every other byte
-_IDS = bytes(CHARACTERS.find(chr(byte)) % VOCABULARY for byte in range(256))
+VOCABULARY, CONTEXT = 128, 64  # ASCII, where the last id stands for every other byte too; characters of a window
 _SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data"}
 
 
-class Block(nn.Module):
-    """Pre-norm causal attention and an MLP of four times the width: (batch, time, width) -> the same."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.project, self.join = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
-
-    def forward(self, states: Tensor) -> Tensor:
-        """The states after the block."""
-        projected = self.project(self.attention_norm(states)).unflatten(-1, (3, self.heads, -1))
-        query, key, value = projected.permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        states = states + self.join(attended.transpose(1, 2).flatten(2))
-        mixed: Tensor = states + self.mlp(self.mlp_norm(states))
-        return mixed
-
-
-class Transformer(nn.Module):
-    """Character ids (batch, time), time <= context -> logits of the next character (batch, time, vocabulary)."""
-
-    def __init__(self, width: int, depth: int, heads: int, context: int) -> None:
-        super().__init__()
-        self.characters = nn.Embedding(VOCABULARY, width)
-        self.positions = nn.Parameter(torch.zeros(context, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, VOCABULARY)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """The logits."""
-        states: Tensor = self.characters(tokens) + self.positions[: tokens.shape[1]]
-        for block in self.blocks:
-            states = block(states)
-        logits: Tensor = self.head(self.norm(states))
-        return logits
+def learning_rate(step: int) -> float:
+    """Of its highest: rises over 100 steps, holds until step 1500, falls linearly to a tenth at step 1800."""
+    return min((step + 1) / 100, 1.0) * min(max(1.0 - 0.9 * (step - 1500) / 300, 0.1), 1.0)
 
 
 class CharTransformer(LightningModule):
-    """The transformer under AdamW: the learning rate warms up, holds, and from `decay_from` on falls to a tenth.
+    """A causal transformer, character ids (batch, time) -> logits of the next (batch, time, vocabulary), under AdamW.
 
     Args:
-        width: Of the residual stream, a multiple of `heads`.
-        depth: Number of blocks; block 1's residual stream is the tap ``net.blocks.1``.
-        heads: Attention heads of each block.
-        context: Longest input.
-        learning_rate: At its highest.
-        weight_decay: Decoupled weight decay of the matrices; not of biases, norms and embeddings.
+        width: Of the residual stream, a multiple of 4, the number of heads; ``blocks.1`` is its tap after block 1.
+        depth: Number of blocks.
+        lr: The learning rate at its highest.
+        weight_decay: Decoupled weight decay of matrices (with the embeddings), not of biases and norms.
         label_smoothing: In the training loss only.
-        warmup_steps: Over which the learning rate rises.
-        decay_from: Step from which it falls, linearly until the fit's last; None: it does not.
 
     Example:
-        >>> CharTransformer(width=8, depth=2, heads=2)(torch.zeros(5, 64, dtype=torch.long)).shape
-        torch.Size([5, 64, 97])
+        >>> CharTransformer(width=8, depth=2)(torch.zeros(5, 64, dtype=torch.long)).shape
+        torch.Size([5, 64, 128])
     """
 
     def __init__(
-        self,
-        width: int = 64,
-        depth: int = 3,
-        heads: int = 4,
-        context: int = 64,
-        learning_rate: float = 3e-3,
-        weight_decay: float = 0.1,
-        label_smoothing: float = 0.0,
-        warmup_steps: int = 100,
-        decay_from: int | None = None,
+        self, width: int = 64, depth: int = 3, lr: float = 3e-3, weight_decay: float = 0.1, label_smoothing: float = 0.0
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net = Transformer(width, depth, heads, context)
+        self.characters, self.positions = nn.Embedding(VOCABULARY, width), nn.Embedding(CONTEXT, width)
+        like: dict[str, Any] = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(width, 4, 4 * width, **like) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, VOCABULARY)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the next character."""
-        logits: Tensor = self.net(tokens)
-        return logits
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], tokens.device)
+        states = self.characters(tokens) + self.positions.weight[: tokens.shape[1]]
+        for block in self.blocks:
+            states = block(states, src_mask=mask, is_causal=True)
+        return self.head(self.norm(states))  # type: ignore[no-any-return]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy, nats per character."""
         logits, targets = self(batch[0]).flatten(0, 1), batch[1].flatten()
-        loss = functional.cross_entropy(logits, targets, label_smoothing=self.hparams["label_smoothing"])
-        self.log("train_loss", loss)
-        return loss
+        return nn.functional.cross_entropy(logits, targets, label_smoothing=self.hparams["label_smoothing"])
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Logs plain cross-entropy and accuracy on held-out files."""
         logits, targets = self(batch[0]).flatten(0, 1), batch[1].flatten()
-        self.log("val_loss", functional.cross_entropy(logits, targets))
+        self.log("val_loss", nn.functional.cross_entropy(logits, targets))
         self.log("val_accuracy", (logits.argmax(-1) == targets).float().mean())
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW that decays matrices only, and the schedule."""
-        decayed = [module.weight for module in self.modules() if isinstance(module, nn.Linear)]
-        others = [p for p in self.parameters() if not any(p is weight for weight in decayed)]
-        groups = [
-            {"params": decayed, "weight_decay": self.hparams["weight_decay"]},
-            {"params": others, "weight_decay": 0},
-        ]
-        optimizer = torch.optim.AdamW(groups, self.hparams["learning_rate"], betas=(0.9, 0.95), fused=True)
-        last = int(self.trainer.estimated_stepping_batches)
-        rise, start = int(self.hparams["warmup_steps"]), int(self.hparams["decay_from"] or last)
-
-        def factor(step: int) -> float:
-            return min(1.0, (step + 1) / rise) * (1.0 - 0.9 * max(0, step - start) / max(1, last - start))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def configure_optimizers(self) -> Any:
+        """AdamW and the schedule."""
+        matrices: dict[str, Any] = {"params": [p for p in self.parameters() if p.ndim > 1]}
+        others: dict[str, Any] = {"params": [p for p in self.parameters() if p.ndim < 2], "weight_decay": 0.0}
+        settings = {"lr": self.hparams["lr"], "weight_decay": self.hparams["weight_decay"], "betas": (0.9, 0.95)}
+        optimizer = torch.optim.AdamW([matrices, others], **settings, fused=True)
+        schedule = {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate), "interval": "step"}
+        return [optimizer], [schedule]
 
 
-def windows(text: Tensor, starts: Tensor, context: int) -> tuple[Tensor, Tensor]:
-    """Inputs and next characters of windows that begin at `starts`: (starts, context) each."""
-    taken = text[starts.unsqueeze(1) + torch.arange(context + 1)].long()
-    return taken[:, :-1], taken[:, 1:]
+class Windows:
+    """Batches of random windows, inputs and next characters (size, CONTEXT) each; batch i by the seed and i only."""
 
-
-class Batches:
-    """Random windows: batch i depends on the seed and on i only, so a resumed fit goes on where it stopped."""
-
-    def __init__(self, text: Tensor, size: int, context: int, steps_per_epoch: int, seed: int) -> None:
-        self.text, self.size, self.context, self.steps, self.seed = text, size, context, steps_per_epoch, seed
-        self.done = 0
+    def __init__(self, text: Tensor, size: int, batches: int, seed: int) -> None:
+        self.text, self.size, self.batches, self.seed = text, size, batches, seed
+        self.done = 0  # of this epoch: a resumed fit goes on where it stopped
 
     def __len__(self) -> int:
-        return self.steps
+        return self.batches
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for _ in range(self.steps - self.done % self.steps):
+        for _ in range(self.batches - self.done):
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.done) % 2**63)
-            self.done += 1
-            starts = torch.randint(len(self.text) - self.context, (self.size,), generator=generator)
-            yield windows(self.text, starts, self.context)
+            self.done = (self.done + 1) % self.batches
+            starts = torch.randint(len(self.text) - CONTEXT, (self.size, 1), generator=generator)
+            taken = self.text[starts + torch.arange(CONTEXT + 1)].long()
+            yield taken[:, :-1], taken[:, 1:]
 
     def state_dict(self) -> dict[str, int]:
         """Lightning puts this into its checkpoints."""
@@ -215,53 +153,41 @@ class StdlibText(LightningDataModule):
 
     Args:
         batch_size: Windows of a training batch.
-        context: Characters of a window.
-        steps_per_epoch: Batches of an epoch; every epoch draws new ones, by the seed of ``seed_everything``.
-        held_out: Number of validation windows, spread evenly over the held-out files, the same in every run.
+        steps: Batches of an epoch, drawn by the seed of ``seed_everything`` and the rank.
+        held_out: Validation windows, a multiple of 64, the same in every run.
 
     Example:
-        >>> data = StdlibText(batch_size=2, context=8)
+        >>> data = StdlibText(batch_size=2)
         >>> data.setup("fit")
         >>> tokens, targets = next(iter(data.train_dataloader()))
         >>> bool((tokens[:, 1:] == targets[:, :-1]).all())
         True
     """
 
-    def __init__(
-        self, batch_size: int = 16, context: int = 64, steps_per_epoch: int = 1800, held_out: int = 2048
-    ) -> None:
+    def __init__(self, batch_size: int = 16, steps: int = 1800, held_out: int = 2048) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.batch_size, self.steps, self.held_out = batch_size, steps, held_out
 
     def setup(self, stage: str) -> None:
         """Reads and splits the files; which part one is in depends on its path only."""
-        self.files: dict[str, list[str]] = {"training": [], "validation": []}
-        root = Path(sysconfig.get_path("stdlib"))
-        for folder, folders, names in os.walk(root):
-            folders[:] = sorted(set(folders) - _SKIPPED)
-            for name in sorted(name for name in names if name.endswith(".py") and "sysconfigdata" not in name):
-                path = (Path(folder) / name).relative_to(root).as_posix()
-                self.files["validation" if zlib.crc32(path.encode()) % 5 == 0 else "training"].append(path)
-        read = {part: b"".join((root / path).read_bytes() for path in paths) for part, paths in self.files.items()}
-        self.text = {p: torch.frombuffer(bytearray(raw.translate(_IDS)), dtype=torch.uint8) for p, raw in read.items()}
+        root, read = Path(sysconfig.get_path("stdlib")), {"training": bytearray(), "validation": bytearray()}
+        for path in sorted(p.relative_to(root) for p in root.rglob("*.py") if "sysconfigdata" not in p.name):
+            part = "validation" if zlib.crc32(path.as_posix().encode()) % 5 == 0 else "training"
+            read[part] += b"" if _SKIPPED & set(path.parts) else (root / path).read_bytes()
+        self.text = {part: torch.frombuffer(ids, dtype=torch.uint8).clamp(max=127) for part, ids in read.items()}
 
-    def train_dataloader(self) -> Batches:
-        """Batches of random windows, other ones on each rank."""
+    def train_dataloader(self) -> Windows:
+        """Other windows on each rank."""
         rank = 0 if self.trainer is None else self.trainer.global_rank
-        chosen = {name: self.hparams[name] for name in ("context", "steps_per_epoch")}
-        seed = torch.initial_seed() + 1009 * rank
-        return Batches(self.text["training"], self.hparams["batch_size"], seed=seed, **chosen)
+        return Windows(self.text["training"], self.batch_size, self.steps, torch.initial_seed() + 1009 * rank)
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The held-out windows in an order drawn once, so that any part of them is as good as any other."""
-        text, context, count = self.text["validation"], self.hparams["context"], self.hparams["held_out"]
-        starts = torch.linspace(0, len(text) - context - 1, count, dtype=torch.float64).long()
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-        return DataLoader(TensorDataset(*windows(text, starts[order], context)), batch_size=64)
+    def val_dataloader(self) -> torch.utils.data.DataLoader[Any]:
+        """Random windows of the held-out files, so any part of them is as good as any other."""
+        batches = list(Windows(self.text["validation"], size=64, batches=self.held_out // 64, seed=0))
+        return torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
 _STUDENTS = "legibility.lightning_plugins.StudentLegibility"
-_LARGE = {"width": 128, "learning_rate": 0.002}
 
 RECIPE = Recipe(
     name="stdlib_lm",
@@ -271,8 +197,8 @@ RECIPE = Recipe(
         "legibility-0.1": Arm(callbacks=[{"class_path": _STUDENTS, "init_args": {"strength": 0.1}}]),
         "legibility-0.3": Arm(callbacks=[{"class_path": _STUDENTS, "init_args": {"strength": 0.3}}]),
         "label-smoothing": Arm(config={"model": {"init_args": {"label_smoothing": 0.1}}}),
-        "weight-decay": Arm(config={"model": {"init_args": {"weight_decay": 1.0}}}),
-        "early-stop": Arm(config={"trainer": {"max_steps": 1575}}),
+        "weight-decay": Arm(config={"model": {"init_args": {"weight_decay": 1.5}}}),
+        "early-stop": Arm(config={"trainer": {"max_steps": 1680}}),
     },
     controls={
         "temperature-0.1": Control(kind="temperature", of="plain", matches="legibility-0.1"),
@@ -282,6 +208,6 @@ RECIPE = Recipe(
     base=Base(arm="plain", max_steps=1500),
     presets={
         "quick": Preset(seeds=(0, 1), config={"data": {"init_args": {"held_out": 1024}}}, minutes=4),
-        "full": Preset(seeds=(0, 1, 2, 3, 4), config={"model": {"init_args": _LARGE}}, minutes=25),
+        "full": Preset(seeds=(0, 1, 2, 3, 4), config={"model": {"init_args": {"width": 128, "lr": 0.002}}}, minutes=25),
     },
 )

@@ -11,6 +11,8 @@ import sys
 from typing import Any
 
 import torch
+from by_hand import make_manual
+from manual_programs import attached
 from tiny import loader, make_module, weights_of
 from torch.utils.data import DataLoader
 
@@ -28,14 +30,16 @@ def main(namespace: str, out: str, which: str, accumulate: str = "1") -> None:
     rows: Any = [
         data[i] for start in range(0, 24 * 16, 16) for i in range(start + rank * share, start + (rank + 1) * share)
     ]
-    module = make_module(pl)
+    module = make_manual(pl, attached, ["g", "d"]) if which == "manual" else make_module(pl)
     students = [MLPStudent(width=16, depth=1), MLPStudent(width=8, depth=2)]
-    legibility = StudentLegibility(0.7, students=students, warmup=0.0, summary=False, taps="net.0")
-    callbacks: list[Any] = [legibility] if which == "legibility" else [L1Sparsity(2.0)]
+    where: dict[str, Any] = {"model": "nets.g", "imitate": "distribution"} if which == "manual" else {"taps": "net.0"}
+    legibility = StudentLegibility(0.7, students=students, warmup=0.0, summary=False, **where)
+    callbacks: list[Any] = [L1Sparsity(2.0)] if which == "l1" else [legibility]
     strategy: Any = "auto"
     if world > 1:
         strategies = importlib.import_module(f"{namespace}.strategies")
-        strategy = strategies.DDPStrategy(process_group_backend="gloo")
+        # Only the discriminator's optimizer follows the first of the GAN's losses.
+        strategy = strategies.DDPStrategy(process_group_backend="gloo", find_unused_parameters=which == "manual")
     trainer = pl.Trainer(
         accelerator="cpu", devices=world, strategy=strategy, max_epochs=1, callbacks=callbacks, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -43,7 +47,7 @@ def main(namespace: str, out: str, which: str, accumulate: str = "1") -> None:
     )  # fmt: skip
     trainer.fit(module, DataLoader(rows, batch_size=share))
     result = {"weights": weights_of(module), "gradients": module.seen}
-    if which == "legibility":
+    if which != "l1":
         assert legibility.built is not None
         cohort = legibility.built.cohort
         result["students"] = {name: weights_of(network) for name, network in cohort.networks.items()}

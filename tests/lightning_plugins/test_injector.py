@@ -1,5 +1,6 @@
 """The injector: exact gradients, nothing left behind, NaN kept out."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -36,8 +37,15 @@ class _Square:
     def abandon_step(self) -> None:
         self.events.append("abandon")
 
+    def around_backward(self, loss: Tensor, batch: Any) -> AbstractContextManager[Penalty | None]:
+        self.events.append("backward")
+        return nullcontext(self._penalty())
+
     def after_step(self, batch: Any) -> Penalty | None:
         self.events.append("after")
+        return self._penalty()
+
+    def _penalty(self) -> Penalty:
         hidden = self.module.hidden
         assert hidden is not None
         value = self.strength * hidden.detach().square().sum()
@@ -156,3 +164,36 @@ def test_the_signature_stays_readable_for_lightning() -> None:
     module = _Module()
     injector_of(module).attach(_Square(module, 0.5))
     assert list(inspect.signature(module.training_step).parameters) == ["batch", "batch_idx"]
+
+
+class _Manual(_Module):
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss, retain_graph=True)
+        return loss
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        self.given = loss
+        loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+def test_by_hand_the_loss_given_to_manual_backward_gets_the_penalty_and_the_returned_one_does_not() -> None:
+    module = _Manual()
+    participant = _Square(module, 0.5)
+    injector_of(module).attach(participant)
+    assert module.training_step(torch.tensor([3.0, 4.0]), 0).item() == 11
+    assert participant.events == ["before", "backward", "after"]
+    assert module.given.item() == 47.5
+    assert module.weight.grad is not None and module.weight.grad.tolist() == [12.0, 36.0]
+    injector_of(module).detach(participant)
+    assert "manual_backward" not in vars(module) and "training_step" not in vars(module)
+
+
+def test_outside_of_the_step_manual_backward_is_the_users_own() -> None:
+    module = _Manual()
+    participant = _Square(module, 0.5)
+    injector_of(module).attach(participant)
+    module.manual_backward(module.weight.sum())
+    assert participant.events == [] and module.given.item() == 3.0

@@ -352,12 +352,6 @@ def test_an_integer_output_is_refused(pl: Any, trainer: Callable[..., Any]) -> N
     trainer(callback(output="0")).fit(module, loader())
 
 
-def test_manual_optimization_is_refused_in_a_sentence(module: Any, trainer: Callable[..., Any]) -> None:
-    module.automatic_optimization = False
-    with pytest.raises(NotImplementedError, match="automatic optimization"):
-        trainer(callback()).fit(module, loader())
-
-
 def test_regression_imitates_values(pl: Any, trainer: Callable[..., Any]) -> None:
     module = make_module(pl)
     module.training_step = lambda batch, batch_idx: module.net(batch[0]).square().mean()

@@ -42,18 +42,23 @@ def _two(tmp_path: Path, namespace: str, which: str, accumulate: int) -> list[di
 
 @pytest.mark.parametrize(
     ("namespace", "which", "accumulate"),
-    [("pytorch_lightning", "legibility", 1), ("lightning.pytorch", "legibility", 2), ("pytorch_lightning", "l1", 1)],
+    [
+        ("pytorch_lightning", "legibility", 1),
+        ("lightning.pytorch", "legibility", 2),
+        ("pytorch_lightning", "l1", 1),
+        ("lightning.pytorch", "manual", 1),
+    ],
 )
 def test_two_ranks_equal_one_process(tmp_path: Path, namespace: str, which: str, accumulate: int) -> None:
     alone = _alone(tmp_path, namespace, which, accumulate)
     first, second = _two(tmp_path, namespace, which, accumulate)
     assert torch.equal(first["weights"], second["weights"]), "ranks disagree"
     torch.testing.assert_close(first["weights"], alone["weights"], rtol=1e-5, atol=1e-6)
-    assert len(first["gradients"]) == len(alone["gradients"]) == 24 // accumulate
+    assert len(first["gradients"]) == len(alone["gradients"]) == (48 if which == "manual" else 24 // accumulate)
     for ours, theirs in zip(first["gradients"], alone["gradients"], strict=True):
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    if which == "legibility":
+    if which != "l1":
         assert any(alone["active"].values()) and alone["active"] == first["active"] == second["active"]
         for name, weights in alone["students"].items():
             assert torch.equal(first["students"][name], second["students"][name])

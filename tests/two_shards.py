@@ -1,0 +1,95 @@
+"""A program that one process or two ranks with sharded weights (FSDP2) run: the same global batches, results to a file.
+
+    python two_shards.py NAMESPACE OUT CALLBACK [resumed]
+
+With WORLD_SIZE=2 and LOCAL_RANK set, each rank takes its half of every batch of 16. With "resumed", a first fit ends after
+the first of two epochs and is saved, and a second one goes on from the checkpoint.
+"""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import torch
+from tiny import loader, make_module
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.utils.data import DataLoader
+
+from legibility.lightning_plugins import L1Sparsity, StudentLegibility
+from legibility.students import MLPStudent
+
+
+def _full(tensors: Any) -> list[Tensor]:
+    return [getattr(tensor, "full_tensor", lambda tensor=tensor: tensor)().detach().clone() for tensor in tensors]
+
+
+def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
+    """Trains 2 x 12 batches and saves what happened on this rank."""
+    torch.set_num_threads(1)
+    pl = importlib.import_module(namespace)
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    data = loader(rows=12 * 16, batch_size=1).dataset
+    share = 16 // world
+    rows: Any = [
+        data[i] for start in range(0, 12 * 16, 16) for i in range(start + rank * share, start + (rank + 1) * share)
+    ]
+
+    def fit(epochs: int, start: str | None = None, save: str | None = None) -> dict[str, Any]:
+        module = make_module(pl, optimizer="adamw")
+        kept: dict[str, Any] = {"gradients": []}
+
+        class Sharded(type(module)):  # type: ignore[misc]
+            def configure_model(self) -> None:
+                if world == 1:
+                    return
+                for layer in self.net:
+                    if isinstance(layer, nn.Linear):
+                        fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+                fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+            def on_before_optimizer_step(self, optimizer: Any) -> None:
+                kept["gradients"].append(_full(p.grad for p in self.net.parameters()))
+
+            def on_train_end(self) -> None:
+                kept["weights"] = torch.cat([weight.flatten() for weight in _full(self.net.parameters())])
+                kept["names"] = list(self.state_dict())
+
+        module.__class__ = Sharded
+        student = MLPStudent(width=16, depth=1)
+        legibility = StudentLegibility(
+            0.7, students=[student], warmup=0.0, summary=False, taps="net.0", learning_rate=3e-2
+        )
+        strategy: Any = "auto"
+        if world > 1:
+            parallel = importlib.import_module(f"{namespace}.strategies").ModelParallelStrategy
+            strategy = parallel(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
+        trainer = pl.Trainer(
+            accelerator="cpu", devices=world, strategy=strategy, max_epochs=epochs, logger=False,
+            callbacks={"legibility": [legibility], "l1": [L1Sparsity(2.0, total_steps=24)]}[which],
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            use_distributed_sampler=False,
+        )  # fmt: skip
+        trainer.fit(module, DataLoader(rows, share), ckpt_path=start)
+        if save is not None:
+            trainer.save_checkpoint(save)
+        if which == "legibility":
+            assert legibility.built is not None
+            networks = legibility.built.cohort.networks.values()
+            kept["students"] = [p.detach() for network in networks for p in network.parameters()]
+            kept["active"] = legibility.built.cohort.active
+        return kept
+
+    if how == "resumed":
+        fit(1, save=f"{out}.ckpt")
+    result = fit(2, start=f"{out}.ckpt" if how == "resumed" else None)
+    torch.save(result, f"{out}-{world}-{rank}.pt")
+    if world > 1:
+        torch.distributed.barrier()
+        # gloo's threads abort about one exit in ten ("terminate called without an active exception"): leave at once.
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
