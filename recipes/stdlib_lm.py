@@ -207,7 +207,7 @@ RECIPE = Recipe(
     },
     base=Base(arm="plain", max_steps=1500),
     presets={
-        "quick": Preset(seeds=(0, 1), config={"data": {"init_args": {"held_out": 1024}}}, minutes=4),
+        "quick": Preset(seeds=(0, 1, 2), config={"data": {"init_args": {"held_out": 1024}}}, minutes=4),
         "full": Preset(seeds=(0, 1, 2, 3, 4), config={"model": {"init_args": {"width": 128, "lr": 0.002}}}, minutes=25),
     },
 )
