@@ -24,7 +24,7 @@ Preset full (5 seeds, width 128, 0.63M parameters; plain: task loss 1.443, KL .7
 | early-stop | +2.9 +- .3 | -4.5 +- 1.2 | -1.1 +- .8 | -.6 +- .6 | -5.0 +- 1.6 |
 
 Preset quick (3 seeds, width 64, 0.17M parameters, 1024 instead of 2048 held-out windows, so less well fitted students;
-plain: 1.607, .77 nats, 48.1 %):
+plain: 1.607, .78 nats, 48.1 %):
 
 | arm | task loss | KL | code length | disagreement | patch-through KL |
 |---|---|---|---|---|---|
