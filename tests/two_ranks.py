@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from by_hand import make_manual
+from launch import part_of_each_batch, place
 from manual_programs import attached
-from tiny import loader, make_module, weights_of
+from tiny import make_module, weights_of
 from torch.utils.data import DataLoader
 
 from legibility.lightning_plugins import L1Sparsity, StudentLegibility
@@ -24,12 +25,9 @@ def main(namespace: str, out: str, which: str, accumulate: str = "1") -> None:
     """Trains 24 batches and saves what happened on this rank."""
     torch.set_num_threads(1)
     pl = importlib.import_module(namespace)
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-    data = loader(rows=24 * 16, batch_size=1).dataset
-    share = 16 // world
-    rows: Any = [
-        data[i] for start in range(0, 24 * 16, 16) for i in range(start + rank * share, start + (rank + 1) * share)
-    ]
+    world, rank = place()
+    rows: Any
+    rows, share = part_of_each_batch(24)
     module = make_manual(pl, attached, ["g", "d"]) if which == "manual" else make_module(pl)
     students = [MLPStudent(width=16, depth=1), MLPStudent(width=8, depth=2)]
     where: dict[str, Any] = {"model": "nets.g", "imitate": "distribution"} if which == "manual" else {"taps": "net.0"}

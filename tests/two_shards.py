@@ -12,7 +12,8 @@ import sys
 from typing import Any
 
 import torch
-from tiny import loader, make_module
+from launch import part_of_each_batch, place
+from tiny import make_module
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
@@ -29,12 +30,9 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
     """Trains 2 x 12 batches and saves what happened on this rank."""
     torch.set_num_threads(1)
     pl = importlib.import_module(namespace)
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-    data = loader(rows=12 * 16, batch_size=1).dataset
-    share = 16 // world
-    rows: Any = [
-        data[i] for start in range(0, 12 * 16, 16) for i in range(start + rank * share, start + (rank + 1) * share)
-    ]
+    world, rank = place()
+    rows: Any
+    rows, share = part_of_each_batch(12)
 
     def fit(epochs: int, start: str | None = None, save: str | None = None) -> dict[str, Any]:
         module = make_module(pl, optimizer="adamw")

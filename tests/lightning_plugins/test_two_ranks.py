@@ -1,14 +1,11 @@
 """Two ranks with half a batch each do what one process does with the whole."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launch import two
 from two_ranks import main
 
 PROGRAM = Path(__file__).parents[1] / "two_ranks.py"
@@ -18,26 +15,6 @@ def _alone(tmp_path: Path, namespace: str, which: str, accumulate: int) -> dict[
     main(namespace, str(tmp_path / "result"), which, str(accumulate))
     found: dict[str, Any] = torch.load(tmp_path / "result-1-0.pt", weights_only=True)
     return found
-
-
-def _two(tmp_path: Path, namespace: str, which: str, accumulate: int) -> list[dict[str, Any]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    base = {**os.environ, "PYTHONPATH": str(PROGRAM.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    out = tmp_path / "result"
-    processes = []
-    for rank in range(2):
-        ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-        ranks |= {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-        command = [sys.executable, str(PROGRAM), namespace, str(out), which, str(accumulate)]
-        processes.append(
-            subprocess.Popen(command, env=base | ranks, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    for process in processes:
-        printed, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, printed
-    return [torch.load(f"{out}-2-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +28,7 @@ def _two(tmp_path: Path, namespace: str, which: str, accumulate: int) -> list[di
 )
 def test_two_ranks_equal_one_process(tmp_path: Path, namespace: str, which: str, accumulate: int) -> None:
     alone = _alone(tmp_path, namespace, which, accumulate)
-    first, second = _two(tmp_path, namespace, which, accumulate)
+    first, second = two(PROGRAM, namespace, tmp_path / "result", which, str(accumulate))
     assert torch.equal(first["weights"], second["weights"]), "ranks disagree"
     torch.testing.assert_close(first["weights"], alone["weights"], rtol=1e-5, atol=1e-6)
     assert len(first["gradients"]) == len(alone["gradients"]) == (48 if which == "manual" else 24 // accumulate)

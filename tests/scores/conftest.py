@@ -1,6 +1,6 @@
 """What the tests of the scores share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,15 +14,6 @@ def digits() -> tuple[Tensor, Tensor]:
     data = datasets.load_digits()
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
     return torch.tensor(data.data / 16.0, dtype=torch.float32)[order], torch.tensor(data.target)[order]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small models on a shared machine are fastest, and the same everywhere, on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,45 @@
+"""Starts a test program twice, as the two ranks of one gloo group."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import loader
+
+
+def two(program: Path, namespace: str, out: Path, *arguments: str) -> list[dict[str, Any]]:
+    """Runs `program NAMESPACE OUT ARGUMENTS` on two ranks; returns what each saved as OUT-2-RANK.pt."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    base = {**os.environ, "PYTHONPATH": str(program.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    processes = []
+    for rank in range(2):
+        ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+        ranks |= {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        command = [sys.executable, str(program), namespace, str(out), *arguments]
+        processes.append(
+            subprocess.Popen(command, env=base | ranks, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    for process in processes:
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, printed
+    return [torch.load(f"{out}-2-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def place() -> tuple[int, int]:
+    """How many ranks there are, and which of them this process is."""
+    return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def part_of_each_batch(batches: int) -> tuple[list[Any], int]:
+    """This rank's rows of the same global batches of 16, and how many of each batch they are."""
+    world, rank = place()
+    data = loader(rows=batches * 16, batch_size=1).dataset
+    share = 16 // world
+    starts = range(rank * share, batches * 16, 16)
+    return [data[i] for start in starts for i in range(start, start + share)], share
