@@ -8,12 +8,12 @@
 Each works in ``lightning.pytorch`` and ``pytorch_lightning``.
 """
 
-from legibility.lightning_plugins._controls import RandomInitControl as RandomInitControl
-from legibility.lightning_plugins._controls import TemperatureControl as TemperatureControl
-from legibility.lightning_plugins._l1_instead_of_l2 import L1InsteadOfL2 as L1InsteadOfL2
-from legibility.lightning_plugins._l1_sparsity import L1Sparsity as L1Sparsity
-from legibility.lightning_plugins._report import InterpretabilityReport as InterpretabilityReport
-from legibility.lightning_plugins._student_legibility import StudentLegibility as StudentLegibility
+from legibility.lightning_plugins.imitation._student_legibility import StudentLegibility as StudentLegibility
+from legibility.lightning_plugins.report._controls import RandomInitControl as RandomInitControl
+from legibility.lightning_plugins.report._controls import TemperatureControl as TemperatureControl
+from legibility.lightning_plugins.report._report import InterpretabilityReport as InterpretabilityReport
+from legibility.lightning_plugins.sparsity._l1_instead_of_l2 import L1InsteadOfL2 as L1InsteadOfL2
+from legibility.lightning_plugins.sparsity._l1_sparsity import L1Sparsity as L1Sparsity
 
 __all__ = [
     "InterpretabilityReport",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from legibility.lightning_plugins._build_cohort import build_cohort
-from legibility.lightning_plugins._recording import Recording
+from legibility.lightning_plugins.foundation._recording import Recording
+from legibility.lightning_plugins.imitation._build_cohort import build_cohort
 from legibility.losses import forward_kl, reverse_kl
 from legibility.students import Cohort, MLPStudent
 

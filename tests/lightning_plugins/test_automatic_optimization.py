@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 
 from legibility.lightning_plugins import StudentLegibility
-from legibility.lightning_plugins._build_cohort import build_cohort
-from legibility.lightning_plugins._recording import Recording
+from legibility.lightning_plugins.foundation._recording import Recording
+from legibility.lightning_plugins.imitation._build_cohort import build_cohort
 from legibility.losses import forward_kl, reverse_kl
 from legibility.students import Cohort
 

@@ -1,0 +1,325 @@
+"""Finds the primary and its taps by name, and records the primary's forward calls."""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from legibility.lightning_plugins.foundation._arguments import argument_names, by_name, pick_input, pick_mask
+from legibility.lightning_plugins.foundation._compiled import forget_compiled
+from legibility.lightning_plugins.foundation._hooks import Hooks
+from legibility.lightning_plugins.foundation._recording import Recording, has_predictions, pick_leaf, prediction_shape
+from legibility.lightning_plugins.foundation._trees import Leaf, is_floating, leaves_in, padded, rows_of, tensors_in
+
+# Names that wrappers (torch.compile, FSDP, activation checkpointing) put into module paths.
+_PATIENCE = 10  # training steps without a call of the model, after which that is said
+_WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def plain_name(name: str) -> str:
+    """A module's name as the user wrote it, without the prefixes of wrappers.
+
+    Example:
+        >>> plain_name("net._orig_mod.blocks.0")
+        'net.blocks.0'
+    """
+    return _WRAPPERS.sub("", name + ".").removesuffix(".")
+
+
+def match_names(patterns: str | Sequence[str], names: Iterable[str], argument: str) -> list[str]:
+    """The names that match any of the shell patterns, in their own order.
+
+    Args:
+        patterns: One pattern or several (``"encoder.layers.*"``).
+        names: What there is.
+        argument: The caller's argument, for the message.
+
+    Raises:
+        ValueError: A pattern matches nothing; the message lists near names.
+
+    Example:
+        >>> match_names("blocks.*", ["blocks", "blocks.0", "blocks.1", "head"], "taps")
+        ['blocks.0', 'blocks.1']
+    """
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    names = [name for name in names if name]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.3) or names[:8]
+            raise ValueError(
+                f"`{argument}` pattern {pattern!r} matches no name. Near: {', '.join(near) or 'there are no names'}."
+            )
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+class _Call(NamedTuple):
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+    tapped: dict[str, Leaf]
+    copies: list[tuple[Tensor, int, Tensor]]  # tensors of the result, their versions, and copies in the graph
+    enabled: bool  # whether gradients were
+
+
+class Recorder:
+    """Records the forward calls of one module inside a LightningModule.
+
+    Args:
+        root: The LightningModule.
+        model: Name of the module to record, or None: found at the first recorded step as the outermost module called
+            that holds more than half of the trainable parameters and returns more than a loss.
+        taps: Patterns over module names (relative to ``root``) whose outputs are recorded too.
+        output: Dotted path of the tensor to imitate within the model's result.
+        reads: Name of a module whose output the students read instead of the model's input.
+        with_gradients: Record only calls made with gradients enabled (a training step), outside of the recomputation
+            that activation checkpointing does.
+
+    Raises:
+        ValueError: A name or pattern matches nothing; near names are listed.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        *,
+        model: str | None = None,
+        taps: str | Sequence[str] = (),
+        output: str | None = None,
+        reads: str | None = None,
+        with_gradients: bool = True,
+    ) -> None:
+        self._modules = _modules_by_name(root)
+        self._hooks = Hooks(root)
+        self._output = output
+        self._with_gradients = with_gradients
+        self._open = False
+        self._calls: list[_Call] = []
+        self._tapped: dict[str, Leaf] = {}
+        self._arguments: list[str] = []
+        self._copying, self._traced = with_gradients, False
+        self._steps, self._recorded = 0, False
+        names = list(self._modules)
+        # "" is the root itself, as it is found by modules that are called as a whole.
+        self.model = match_names(model, names, "model")[0] if model else model
+        self.reads = match_names(reads, names, "reads")[0] if reads is not None else None
+        self.taps = match_names(taps, names, "taps") if taps else []
+        self._inner = list(dict.fromkeys([*self.taps, *([self.reads] if self.reads is not None else [])]))
+
+    @property
+    def primary(self) -> nn.Module:
+        """The recorded module; only after it was found."""
+        assert self.model is not None
+        return self._modules[self.model]
+
+    def module(self, name: str) -> nn.Module:
+        """A module by the name the user knows."""
+        return self._modules[name]
+
+    def install(self) -> None:
+        """Adds the hooks. Nothing is recorded until :meth:`open`."""
+        forget_compiled()
+        for name in [self.model] if self.model is not None else _candidates(self._modules):
+            self._hooks.add(name, self._modules[name], self._record)
+        for name in self._inner:
+            self._hooks.add(f"tap {name}", self._modules[name], self._tap)
+
+    def remove(self) -> None:
+        """Takes every hook away and forgets what was recorded."""
+        self._hooks.remove()
+        self.discard()
+        if 0 < self._steps < _PATIENCE:
+            self._say_if_silent()
+
+    def open(self) -> None:
+        """Starts recording: the user's step begins."""
+        self.discard()
+        self._open = True
+
+    def discard(self) -> None:
+        """Stops recording and forgets."""
+        self._open = False
+        self._calls = []
+        self._tapped = {}
+
+    def close(self) -> list[Recording]:
+        """Stops recording and returns the primary's calls of this step, in order.
+
+        Raises:
+            ValueError: The model was not found, a tap never fired, or the output cannot be used.
+        """
+        # Reentrant checkpointing calls without gradients and puts the result into the graph afterwards.
+        calls = [call for call in self._calls if call.enabled or not self._with_gradients or _in_graph(call.result)]
+        self.discard()
+        self._steps += 1
+        if self.model is None:
+            self.model = self._find(calls)
+            if not self._traced:  # a graph would be compiled anew without the hooks that it holds
+                self._hooks.keep([self.model, *(f"tap {name}" for name in self._inner)])
+        calls = [call for call in calls if call.name == self.model]
+        self._recorded = self._recorded or bool(calls)
+        if self._steps == _PATIENCE:
+            self._say_if_silent()
+        fresh = [_without_stale(call, before) for call, before in zip(calls, [None, *calls], strict=False)]
+        recordings = [self._recording(call) for call in fresh]
+        if calls and self._copying:
+            # Copies cost time and memory: they are made in the first step, and later if that showed the need.
+            self._copying = any(tensor._version != version for call in calls for tensor, version, _ in call.copies)
+        return recordings
+
+    def _find(self, calls: list[_Call]) -> str:
+        # Sizes are asked for again: lazy parameters have some only after the first call.
+        holders = set(_candidates(self._modules))
+        calls = [call for call in calls if call.name in holders]
+        predicting = [call for call in calls if self._output is not None or has_predictions(call.result)]
+        if not calls:
+            raise ValueError(
+                "`model`: no single module that holds most of the trainable parameters was called in the step, so the "
+                "primary can't be found. Name it with `model=`, call the module as `self(x)` instead of "
+                "`self.forward(x)`, or give `use_reentrant=False` if it is checkpointed; modules of this "
+                "LightningModule: "
+                f"{', '.join([n for n in self._modules if n][:12]) or 'none'}."
+            )
+        # A module that contains another one has the shorter name: the outermost call is what the user calls.
+        return min((call.name for call in predicting or calls), key=len)
+
+    def _recording(self, call: _Call) -> Recording:
+        missing = [name for name in self._inner if name not in call.tapped]
+        if missing:
+            raise ValueError(
+                f"`taps`/`reads`: {', '.join(missing)} never ran with gradients while {self.model or 'the module'!r} "
+                "was called. Name modules that its forward calls; inside of `torch.utils.checkpoint` that needs "
+                "`use_reentrant=False`."
+            )
+        self._arguments = self._arguments or argument_names(_unwrapped(self.primary))
+        arguments = by_name(self._arguments, call.args, call.kwargs)
+        leaf = pick_leaf(call.result, self._output)
+        read = pick_input(arguments, rows_of(leaf)) if self.reads is None else call.tapped[self.reads]
+        inputs, counts = padded(read)
+        source = leaf.data if isinstance(leaf, PackedSequence) else leaf
+        changed = [copy for tensor, version, copy in call.copies if tensor is leaf and tensor._version != version]
+        output, returned = padded(leaf, positions=inputs.shape[1] if inputs.ndim > 1 else 0)
+        output = changed[0] if changed else output
+        for mask in (pick_mask(arguments, inputs), returned):
+            counts = mask if counts is None and mask is not None and mask.shape == inputs.shape[:2] else counts
+        if prediction_shape(output, inputs)[0] != inputs.shape[0]:
+            raise ValueError(
+                f"`reads`: students would read {tuple(inputs.shape)} and imitate {tuple(output.shape)}, and these do "
+                "not have one row for each example alike (graphs, or time before batch). Name a module whose output "
+                "has a row for each prediction with `reads=`, or the part to imitate with `model=`; modules: "
+                f"{', '.join([n for n in self._modules if n][-12:])}."
+            )
+        return Recording(
+            args=call.args,
+            kwargs=call.kwargs,
+            inputs=inputs.detach(),
+            mask=counts,
+            output=output,
+            taps={name: padded(call.tapped[name], inputs.shape[1] if inputs.ndim > 1 else 0)[0] for name in self.taps},
+            source=source,
+            arguments=arguments,
+        )
+
+    def _say_if_silent(self) -> None:
+        if self._with_gradients and not self._recorded and self.model is not None:
+            rank_zero_warn(
+                f"`model`: {self.model or 'the LightningModule'!r} was not called with gradients in {self._steps} "
+                "training steps, so nothing was recorded. Call it as `module(x)`, not `module.forward(x)`; use "
+                "`use_reentrant=False` if it is checkpointed; or name another module with `model=`."
+            )
+
+    def _recordable(self) -> bool:
+        if not self._open:
+            return False
+        if not self._with_gradients:
+            return True
+        return torch.is_grad_enabled() and not _recomputing()
+
+    def _record(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if self._with_gradients and _recomputing():
+            if name == self.model and not self._recorded:
+                raise ValueError(
+                    f"`model`: {name or 'the LightningModule'!r} is hidden from autograd inside of a larger part that "
+                    "is checkpointed. Give `use_reentrant=False` to `torch.utils.checkpoint`, or name a module around "
+                    "that part with `model=`."
+                )
+            return
+        if not self._open:
+            return
+        copies = []
+        if torch.compiler.is_compiling():
+            self._traced = True
+        elif self._copying:
+            copies = [(t, t._version, t.clone()) for _, t in tensors_in(result) if t.requires_grad]
+        enabled = torch.is_grad_enabled()
+        self._calls.append(_Call(name, args, kwargs, result, dict(self._tapped), copies, enabled))
+
+    def _tap(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if self._recordable():
+            name = name.removeprefix("tap ")
+            self._tapped[name] = _kept(result if isinstance(result, Tensor) else _first_floating(name, result))
+
+
+def _recomputing() -> bool:
+    """Inside backward, a forward call is activation checkpointing's recomputation."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _in_graph(result: Any) -> bool:
+    return any(tensor.requires_grad for _, tensor in tensors_in(result))
+
+
+def _kept(leaf: Leaf) -> Leaf:
+    # A copy: an in-place operation after the tap would change what was recorded.
+    if isinstance(leaf, Tensor):
+        return leaf.detach().clone()
+    return PackedSequence(leaf.data.detach().clone(), *leaf[1:])
+
+
+def _first_floating(name: str, result: Any) -> Leaf:
+    for _, leaf in leaves_in(result):
+        if is_floating(leaf):
+            return leaf
+    raise ValueError(f"`taps`: {name} returned no floating-point tensor ({type(result).__name__}).")
+
+
+def _without_stale(call: _Call, before: _Call | None) -> _Call:
+    """Without taps that are still those of the call before."""
+    if before is None:
+        return call
+    return call._replace(tapped={n: leaf for n, leaf in call.tapped.items() if leaf is not before.tapped.get(n)})
+
+
+def _modules_by_name(root: nn.Module) -> dict[str, nn.Module]:
+    """Modules by the names that users know. A wrapper goes by the name of what it wraps: it is what is called."""
+    modules: dict[str, nn.Module] = {}
+    # A module that hangs in two places has two names.
+    for name, module in root.named_modules(remove_duplicate=False):
+        modules.setdefault(plain_name(name), module)
+    return modules
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    wrapped = [m for name, m in module.named_modules() if name and not plain_name(name)]
+    return wrapped[-1] if wrapped else module
+
+
+def _candidates(modules: dict[str, nn.Module]) -> list[str]:
+    """Names of the modules that hold more than half of the trainable parameters, outermost first.
+
+    All modules while there are lazy parameters, whose sizes are not known.
+    """
+    parameters = list(modules[""].parameters())
+    if any(nn.parameter.is_lazy(parameter) for parameter in parameters):
+        return list(modules)
+    trainable = {id(p): p.numel() for p in parameters if p.requires_grad}
+    half = sum(trainable.values()) / 2
+    return [
+        name for name, module in modules.items() if sum(trainable.get(id(p), 0) for p in module.parameters()) > half > 0
+    ]

@@ -1,0 +1,339 @@
+"""Students learn to imitate the primary while it trains; the primary is asked to be easy to imitate."""
+
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from legibility.lightning_plugins.foundation._callback import (
+    LegibilityCallback,
+    check_positive,
+    check_strength,
+    is_logging_step,
+    log_every,
+    no_autocast,
+    step_of,
+)
+from legibility.lightning_plugins.foundation._injector import Penalty, injector_of, total_penalty
+from legibility.lightning_plugins.foundation._manual_optimization import ManualOptimization, manual_optimization
+from legibility.lightning_plugins.foundation._recorder import Recorder
+from legibility.lightning_plugins.foundation._recording import Recording
+from legibility.lightning_plugins.foundation._warm_up import WarmUp
+from legibility.lightning_plugins.imitation._build_cohort import BuiltCohort, build_cohort
+from legibility.lightning_plugins.imitation._legibility_term import Direction, term_in_words
+from legibility.lightning_plugins.imitation._meeting import meet, of_known_kind
+from legibility.lightning_plugins.imitation._summary import print_summary
+from legibility.students import Student
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+
+class StudentLegibility(LegibilityCallback):
+    r"""Trains small students of other architectures beside the primary and adds the legibility term to its loss.
+
+    .. math:: L = L_\mathrm{task} + \lambda_t \frac1K \sum_k \tfrac12\left[ \mathrm{KL}(p \,\|\, \mathrm{sg}\, q_k)
+              + \mathrm{KL}(\mathrm{sg}\, q_k \,\|\, p) \right]
+
+    p is the primary's distribution, q_k student k's on the same input, sg the stop-gradient. Students minimise
+    KL(sg p || q_k) with their own Adam, one update for each optimizer step of the primary, and are never reset. The
+    strength rises linearly to ``strength`` over the first ``warmup`` share of the steps; a student counts once it has
+    left the uniform prediction (before that it would act as label smoothing).
+
+    Args:
+        strength: :math:`\lambda`, >= 0. 0 only trains and logs the students: the primary's weights are bit-equal to
+            a fit without the callback.
+        students: Architectures from :mod:`legibility.students`, or "auto": two that suit the input.
+        model: Name of the primary within the LightningModule. Default: the outermost module called in
+            ``training_step`` that holds more than half of the trainable parameters.
+        taps: Shell patterns over module names whose activations the students imitate too, for measuring only: taps
+            add nothing to the primary's loss.
+        output: Dotted path of the tensor to imitate in the model's result (``"logits"``). Default: the tensor itself,
+            the entry ``logits``, or the only floating-point tensor.
+        reads: Name of a module whose output the students read instead of the model's input.
+        imitate: "distribution" (the output's softmax), "values" (regression: error in units of the output's variance;
+            ``direction`` then has no meaning), or "auto": a distribution if the batch holds class labels for the
+            output, or if there is one output for each token.
+        direction: "symmetric", "forward" (KL(p || q), softens less) or "reverse" (KL(q || p)).
+        warmup: Share of the steps in [0, 1).
+        budget: Forward FLOPs of all students together, as a share of the primary's, for those without a width.
+        learning_rate: Of the students' Adam. Faster students weaken the effect.
+        seed: Of the students' initial weights; independent of the primary's random stream.
+        on_failure: What a student with a non-finite loss does: "drop" (it is reported and left out) or "raise".
+        summary: Print what was found.
+
+    Raises:
+        ValueError: Before the first step of the primary: a pattern that matches nothing (near names are listed), a
+            model that can't be found, an output without a usable tensor, students larger than the primary, a negative
+            or NaN strength, no students.
+        TypeError: The output is not floating point.
+
+    In manual optimization (``automatic_optimization = False``) the term is added to each loss given to
+    ``self.manual_backward`` that depends on the model's output: the mean over the recorded calls that it reaches, once
+    for each call, and again only if the gradients were cleared since. A ``loss.backward()`` of the user's own can't
+    be reached: that is warned of. Students then step once for each batch in which the primary's optimizer stepped, and
+    steps count as batches. Whoever accumulates by hand and divides the loss by N divides ``strength`` by N too.
+
+    Logs under ``legibility/``: ``term`` (unweighted, nats), ``strength``, ``entropy`` of the primary (nats), and for
+    each student ``student/<name>/imitation`` (KL(p || q), nats), ``student/<name>/disagreement`` (share of different
+    top-1) and ``student/<name>/fvu/<tap>``. They are training quantities; scores come from students that took no part
+    (:class:`InterpretabilityReport`).
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> from legibility.students import GRUStudent
+        >>> callbacks = [StudentLegibility(strength=0.1, students=[GRUStudent()], taps="net.blocks.*")]
+        >>> trainer = Trainer(callbacks=callbacks, logger=False, enable_checkpointing=False)
+
+    Source: mutual learning (Zhang et al. 2018) with one-sided detached terms; co-trained weak students as a
+    regulariser of the teacher (SFTN, Park et al. 2021).
+    """
+
+    def __init__(
+        self,
+        strength: float = 0.2,
+        students: Sequence[Student] | Literal["auto"] = "auto",
+        model: str | None = None,
+        taps: str | Sequence[str] = (),
+        output: str | None = None,
+        reads: str | None = None,
+        imitate: Literal["auto", "distribution", "values"] = "auto",
+        direction: Direction = "symmetric",
+        warmup: float = 0.2,
+        budget: float = 0.1,
+        learning_rate: float = 3e-3,
+        seed: int = 0,
+        on_failure: Literal["drop", "raise"] = "drop",
+        summary: bool = True,
+    ) -> None:
+        super().__init__()
+        self.strength = check_strength(strength)
+        if isinstance(students, str) and students != "auto":
+            raise ValueError(f'`students` must be "auto" or a list of students, got {students!r}.')
+        if len(students) == 0:
+            raise ValueError('`students` is empty: nobody would imitate. Give some, or leave it at "auto".')
+        if direction not in get_args(Direction):
+            raise ValueError(f"`direction` must be one of {', '.join(get_args(Direction))}, got {direction!r}.")
+        if imitate not in ("auto", "distribution", "values"):
+            raise ValueError(f'`imitate` must be "auto", "distribution" or "values", got {imitate!r}.')
+        self.students = students
+        self.model, self.taps, self.output, self.reads = model, taps, output, reads
+        self.imitate = imitate
+        self.direction: Direction = direction
+        self.warmup, self._warm_up = warmup, WarmUp(warmup)
+        self.budget = check_positive(budget, "budget")
+        self.learning_rate = check_positive(learning_rate, "learning_rate")
+        self.on_failure: Literal["drop", "raise"] = on_failure
+        self.seed, self.summary = seed, summary
+        self.built: BuiltCohort | None = None
+        self._recorder: Recorder | None = None
+        self._module: weakref.ref[nn.Module] | None = None
+        self._trainer: Trainer | None = None
+        self._manual: ManualOptimization | None = None
+        self._learned, self._trained, self._warned, self._seen_step = False, False, False, 0
+        self._logs: dict[str, Tensor | float] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Distinguishes several instances by what they act on."""
+        return self._generate_state_key(model=self.model, output=self.output, reads=self.reads, taps=self.taps)
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """The coefficient, under the name of the term."""
+        return {"legibility": self.strength}
+
+    def strength_at(self, step: int) -> float:
+        """The coefficient at a step: a linear warm-up from the callback's first step on."""
+        return self.strength * self._warm_up.at(step)
+
+    def save_students(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Writes each living student to ``<folder>/<name>.safetensors``, with its configuration and without pickle.
+
+        Args:
+            folder: Made if it does not exist.
+
+        Returns:
+            The files; :func:`legibility.students.load_student` reads them.
+
+        Raises:
+            RuntimeError: There are no students yet: they are built in the first training step.
+        """
+        if self.built is None:
+            raise RuntimeError("there are no students yet: they are built in the first training step of a fit.")
+        return self.built.save(Path(folder))
+
+    # -- life cycle
+
+    def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        if self._module is None or self._module() is not pl_module:
+            self.built, self._warm_up.start = None, None
+        self._module = weakref.ref(pl_module)
+        self._trainer = trainer
+        self._recorder = Recorder(
+            pl_module, model=self.model, taps=self.taps, output=self.output, reads=self.reads, with_gradients=True
+        )
+        self._recorder.install()
+        injector_of(pl_module).attach(self)
+
+    def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """The number of steps is known, and so is the state to resume from."""
+        if self._pending is not None:
+            self.built, self._warm_up.start = None, self._pending["start"]
+        self._warm_up.begin(trainer)
+        self._seen_step = trainer.global_step
+        self._manual = manual_optimization(trainer, self._primary, adds=self.strength > 0)
+
+    def _primary(self) -> nn.Module | None:
+        return None if self._recorder is None or self._recorder.model is None else self._recorder.primary
+
+    def on_train_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Says so if the term never found a loss."""
+        if self._manual is not None and self._recorder is not None:
+            self._manual.end_fit(self._recorder.model or "")
+
+    def _uninstall(self) -> None:
+        module = self._module() if self._module is not None else None
+        if module is not None:
+            injector_of(module).detach(self)
+        if self._recorder is not None:
+            self._recorder.remove()
+        if self._manual is not None:
+            self._manual.remove()
+        self._manual = None
+        self._recorder, self._trainer, self._logs = None, None, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The students, their optimizer and what they have seen: tensors, numbers and strings only."""
+        if self.built is None:
+            return self._pending if self._pending is not None else {"start": self._warm_up.start, "cohort": None}
+        return {"start": self._warm_up.start, "cohort": self.built.state_dict()}
+
+    # -- one batch
+
+    def on_train_batch_start(
+        self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        """A closure may run the step several times; the students learn from the first run only."""
+        self._learned = self._trained = False
+        if self._manual is not None:
+            self._manual.begin_batch()
+
+    def before_step(self, batch: Any) -> None:
+        """The user's step begins: record."""
+        assert self._recorder is not None
+        self._recorder.open()
+
+    def abandon_step(self) -> None:
+        """The user's step raised: forget."""
+        if self._recorder is not None:
+            self._recorder.discard()
+        if self._manual is not None:
+            self._manual.forget()
+
+    @contextmanager
+    def around_backward(self, loss: Tensor, batch: Any) -> Iterator[Penalty | None]:
+        """Manual optimization: what was called since the last backward pass gets its penalty, and the students learn."""
+        assert self._recorder is not None and self._manual is not None
+        with self._timed():
+            penalties = self._meet(self._recorder.close(), batch)
+            self._recorder.open()
+            due = self._manual.due(loss, penalties)
+        yield due
+        self._manual.settle()
+
+    def after_step(self, batch: Any) -> Penalty | None:
+        """The user's step is over: the students predict, the primary gets its penalty, the students learn."""
+        assert self._recorder is not None
+        with self._timed():
+            penalties = self._meet(self._recorder.close(), batch)
+            self._learned = True
+            if self._manual is not None:
+                self._manual.forget()
+            return total_penalty(penalties) if penalties else None
+
+    def _meet(self, recordings: list[Recording], batch: Any) -> list[Penalty]:
+        """The students meet recorded calls: one penalty for each that gets any."""
+        assert self._trainer is not None
+        if not recordings:
+            return []
+        with no_autocast(recordings[0].output.device):
+            if self.built is None:
+                self._build(recordings[0], batch)
+            assert self.built is not None
+            known = of_known_kind(self.built, recordings, warn=not self._warned)
+            self._warned, recordings = self._warned or len(known) < len(recordings), known
+            self._trained = self._trained or any(recording.output.requires_grad for recording in recordings)
+            step, every = step_of(self._trainer), log_every(self._trainer)
+            strength = self.strength_at(step)
+            # By hand, a call's share of a loss is known only when the loss is.
+            share = 1 / max(1, len(recordings)) if self._manual is None else 1.0
+            penalties = []
+            for recording in recordings:
+                penalty, logs = meet(
+                    self.built,
+                    recording,
+                    strength=strength * share,
+                    direction=self.direction,
+                    weight=None if self._learned else share / self._trainer.accumulate_grad_batches,
+                    logging=every > 0 and (step + 1) % every == 0,
+                )
+                if logs:
+                    self._logs = {"strength": strength, **logs}
+                if penalty is not None:
+                    penalties.append(penalty)
+        return penalties
+
+    def on_train_batch_end(
+        self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The students step when the primary did."""
+        self._steps += 1
+        if self.built is None:
+            return
+        with self._timed(), no_autocast(pl_module.device):
+            if self._primary_stepped(trainer):
+                for name in self.built.step():
+                    rank_zero_warn(f"StudentLegibility: {name} is dropped: {self.built.cohort.failed[name]}")
+            if self._logs and is_logging_step(trainer):
+                self._write_log(pl_module, self._logs)
+                self._logs = {}
+
+    def _primary_stepped(self, trainer: "Trainer") -> bool:
+        before, self._seen_step = self._seen_step, trainer.global_step
+        counted = before != trainer.global_step
+        if self._manual is None:
+            return counted
+        return self._manual.end_batch(trained=self._trained, counted=counted)
+
+    def _build(self, recording: Recording, batch: Any) -> None:
+        assert self._recorder is not None and self._trainer is not None
+        pending, self._pending = self._pending, None
+        state = None if pending is None else pending["cohort"]
+        self.built = build_cohort(
+            recording,
+            batch,
+            self._recorder.primary,
+            students=None if isinstance(self.students, str) else list(self.students),
+            imitate=self.imitate,
+            budget=self.budget,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            on_failure=self.on_failure,
+            # A student that had failed is built only to be dropped again.
+            widths=None if state is None else [state["widths"].get(name, 4) for name in state["students"]],
+        )
+        if state is not None:
+            self.built.load_state_dict(state)
+        if self.summary and self._trainer.is_global_zero:
+            print_summary(
+                self.built,
+                primary=self._recorder.primary,
+                model=self._recorder.model or "",
+                term=term_in_words(self.built.kind, self.direction, self.strength, self._warm_up.steps),
+            )

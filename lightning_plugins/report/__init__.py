@@ -1,0 +1,1 @@
+"""What only watches: questions asked of the finished model, its scores with their controls, the run record."""

@@ -1,0 +1,181 @@
+"""From a finished model and its queries to everything that a run record says about it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from legibility.lightning_plugins.foundation._untouched import untouched
+from legibility.lightning_plugins.report._controls import RandomInitControl, TemperatureControl, untrained
+from legibility.lightning_plugins.report._imitation_scores import Families, Progress, imitation_entries, missing_entry
+from legibility.lightning_plugins.report._queries import Subject, ask
+from legibility.lightning_plugins.sparsity._weights import penalisable_weights
+from legibility.losses import entropy
+from legibility.scores import (
+    FamilyImitation,
+    Queries,
+    activation_rms,
+    effective_rank,
+    live_units,
+    match_temperature,
+    weight_sparsity,
+)
+from legibility.tradeoff import ScoreEntry, TaskEntry
+
+_GUARDED_ROWS = 4096  # of a tap; enough for its spectrum, and an eigenvalue problem of thousands of units is not
+_GUARDED_UNITS = 2048
+
+
+@dataclass
+class Measurement:
+    """What was measured.
+
+    Attributes:
+        task: Loss, accuracy and entropy of the model on the queries.
+        scores: Entries of the run record.
+        guards: Quantities that betray a degenerate solution.
+        notes: Remarks for the reader.
+        temperature: What the logits were divided by, if they were.
+    """
+
+    task: TaskEntry
+    scores: list[ScoreEntry] = field(default_factory=list)
+    guards: dict[str, float | None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    temperature: float | None = None
+
+
+def measure_subject(
+    subject: Subject,
+    families: Families,
+    *,
+    control: TemperatureControl | RandomInitControl | None,
+    random_init_control: bool,
+    progress: Progress,
+) -> Measurement:
+    """Measures a finished model; it is left as it was.
+
+    Args:
+        subject: The model.
+        families: The held-out students and how they are fitted.
+        control: Measure this control of the model instead of the model itself.
+        random_init_control: Measure the held-out families on the untrained model too, as a control beside each score.
+        progress: Called with what is going on and the share of it that is done.
+
+    Returns:
+        The measurement. A score that can't be taken has the value None and a reason.
+
+    Raises:
+        ValueError: No call of the model was seen, or its answers can't be queries (too few, not finite).
+    """
+    if isinstance(control, RandomInitControl):
+        with untrained(subject.primary, control.seed) as uncovered:
+            found = _measure(subject, families, None, None, progress)
+        if uncovered:
+            found.notes.append(f"random-init: {uncovered} parameter tensors have no reset_parameters; drawn normal.")
+        return found
+    beside = None
+    if random_init_control and control is None:
+        with untrained(subject.primary), untouched(subject.primary):
+            queries, _ = ask(subject)
+            students = families.chosen(queries, subject.trained_with) if classifies(queries) else []
+            if students:
+                beside = families.fit(queries, students, lambda n, share: progress(f"{n} on random init", share))
+    return _measure(subject, families, control, beside, progress)
+
+
+def classifies(queries: Queries) -> bool:
+    """Whether the answers are distributions over classes: there are labels, or one answer for each token."""
+    per_token = queries.logits.ndim == 3 and not queries.inputs.is_floating_point()
+    return queries.logits.shape[-1] > 1 and (queries.labels is not None or per_token)
+
+
+def task_entry(queries: Queries, source: str) -> TaskEntry:
+    """Cross-entropy (nats), accuracy and mean entropy (nats) of the answers; the loss is None without labels."""
+    logits = queries.logits[queries.counted].double()
+    if not classifies(queries):
+        return TaskEntry("none", None, None, None, len(logits), source)
+    mean_entropy = float(entropy(logits).mean())
+    if queries.labels is None:
+        return TaskEntry("none", None, None, mean_entropy, len(logits), source)
+    labels = queries.labels[queries.counted]
+    return TaskEntry(
+        name="cross-entropy",
+        loss=float(nn.functional.cross_entropy(logits, labels)),
+        accuracy=float((logits.argmax(-1) == labels).double().mean()),
+        entropy=mean_entropy,
+        examples=len(logits),
+        source=source,
+    )
+
+
+def logged_loss(metrics: Mapping[str, Tensor], name: str, task: TaskEntry) -> TaskEntry:
+    """The task entry with a metric that the user logged as its loss.
+
+    Raises:
+        ValueError: It was never logged; those that were are listed.
+    """
+    if name not in metrics:
+        raise ValueError(f"`task_loss` = {name!r} was never logged; logged metrics: {', '.join(metrics) or 'none'}")
+    return replace(task, name=name, loss=float(metrics[name]), source=f"logged as {name}")
+
+
+def _measure(
+    subject: Subject,
+    families: Families,
+    control: TemperatureControl | None,
+    beside: Mapping[str, FamilyImitation] | None,
+    progress: Progress,
+) -> Measurement:
+    with untouched(subject.primary):
+        queries, used = ask(subject)
+        temperature = 1.0
+        notes = []
+        if control is not None:
+            if queries.labels is None:
+                raise ValueError("a temperature control needs the task's labels in the batch, and none were found")
+            temperature = match_temperature(queries.logits, queries.labels, control.loss, mask=queries.counted)
+            queries = replace(queries, logits=queries.logits / temperature)
+        if len(used) < len(subject.calls):
+            left = len(subject.calls) - len(used)
+            notes.append(f"{left} batches were left out: their shapes differ from the first one's.")
+        if subject.split == "training":
+            notes.append("No validation batch was seen: the queries are training examples.")
+        found = Measurement(
+            task=task_entry(queries, subject.split),
+            guards=_guards(queries.taps),
+            notes=notes,
+            temperature=temperature if control is not None else None,
+        )
+        if classifies(queries):
+            found.scores += imitation_entries(subject, families, queries, used, temperature, beside, progress)
+        else:
+            reason = "the output is no distribution over classes: the batch holds no class labels for it"
+            found.scores.append(missing_entry("held_out_kl", "nats", "lower", reason))
+        found.scores += _sparsity_entries(subject)
+    return found
+
+
+def _guards(taps: Mapping[str, Tensor]) -> dict[str, float | None]:
+    guards: dict[str, float | None] = {}
+    for name, tap in taps.items():
+        rows = tap.flatten(0, 1) if tap.ndim == 3 else tap.flatten(1)
+        rows = rows[:: max(1, len(rows) // _GUARDED_ROWS)]
+        guards[f"rms/{name}"] = activation_rms(rows)
+        guards[f"live_units/{name}"] = float(live_units(rows))
+        guards[f"effective_rank/{name}"] = effective_rank(rows) if rows.shape[1] <= _GUARDED_UNITS else None
+    return guards
+
+
+def _sparsity_entries(subject: Subject) -> list[ScoreEntry]:
+    weights = penalisable_weights(subject.primary)
+    if not weights:
+        return [missing_entry("exact_zero_share", "share", "higher", "the model has no weight matrices")]
+    found = weight_sparsity((name, weight.detach()) for name, weight in weights.items())
+    trained = subject.sparsified
+    return [
+        ScoreEntry("exact_zero_share", found.zeros, "share", "higher", None, None, trained_on=trained),
+        ScoreEntry("active_weight_share", found.active, "share", "lower", None, None, trained_on=trained),
+        ScoreEntry("gini", found.gini, "ratio", "higher", None, None, trained_on=trained),
+        ScoreEntry("dead_unit_share", found.dead_units / found.units, "share", None, None, None, trained_on=trained),
+    ]

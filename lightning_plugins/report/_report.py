@@ -1,0 +1,345 @@
+"""Measures a finished model and writes down what was run, what came out and what it cost."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from rich.progress import Progress as ProgressBar
+
+from legibility.lightning_plugins.foundation._callback import LegibilityCallback
+from legibility.lightning_plugins.foundation._recorder import Recorder
+from legibility.lightning_plugins.foundation._untouched import on_device
+from legibility.lightning_plugins.imitation._student_legibility import StudentLegibility
+from legibility.lightning_plugins.report._controls import RandomInitControl, TemperatureControl
+from legibility.lightning_plugins.report._cost import Clock, peak_memory
+from legibility.lightning_plugins.report._imitation_scores import Families
+from legibility.lightning_plugins.report._measurement import Measurement, logged_loss, measure_subject
+from legibility.lightning_plugins.report._queries import Subject
+from legibility.lightning_plugins.report._query_keeper import QueryKeeper
+from legibility.lightning_plugins.report._run_record import plugins_of, run_record
+from legibility.lightning_plugins.sparsity._l1_sparsity import L1Sparsity
+from legibility.students import Student
+from legibility.tradeoff import CostEntry, RunRecord, TaskEntry, save_record
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+
+
+class InterpretabilityReport(LegibilityCallback):
+    """Scores the model at the end of a fit, logs the scores, and writes one run record (JSON). It only watches.
+
+    During the fit it keeps the inputs of the first validation batches (without a validation loop: the first training
+    batches). At the end the finished model answers them again, in evaluation mode, and is measured:
+
+    - held-out imitation: students of architectures that took no part in training learn the model's answers from
+      scratch; KL, relative KL, top-1 disagreement, code length, saving, and the saving beyond the same students' on
+      the true labels (:func:`legibility.scores.held_out_imitation`);
+    - patch-through KL and unexplained variance of each tap;
+    - sparsity of the weights;
+    - guards: entropy, effective rank, RMS and live units of each tap.
+
+    Every entry carries its control and whether it was trained on. What can't be measured is in the record with the
+    reason. Scores are logged as ``legibility/score/<name>`` to every logger of the trainer.
+
+    Args:
+        arm: Name of this setting in comparisons.
+        seed: Training seed; default: the one of Lightning's ``seed_everything``, else 0.
+        recipe: Name of the recipe, if it is part of one.
+        folder: Where ``record.json`` goes. Default: ``legibility-report`` in the trainer's log folder; an existing
+            record there is never overwritten, the new one gets a number.
+        model: Name of the primary, as in :class:`StudentLegibility`; default: that callback's, else found.
+        taps: Patterns over module names to patch and guard; default: that callback's.
+        output: Dotted path of the logits in the model's result.
+        reads: Name of a module whose output held-out students read.
+        held_out: Families, or "auto": those that suit the input and took no part in training.
+        queries: Number of examples kept.
+        passes: Passes of each family over what it has seen.
+        random_init_control: Measure the held-out families on the untrained model too. It doubles their time.
+        task_loss: Name of a logged metric to report as the task loss, where the cross-entropy of the queries is not it.
+        progress: Print what is being measured.
+
+    Raises:
+        ValueError: Before training, for names that match nothing and numbers out of range.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> trainer = Trainer(callbacks=[InterpretabilityReport(arm="plain")], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        arm: str = "run",
+        seed: int | None = None,
+        recipe: str | None = None,
+        folder: str | None = None,
+        model: str | None = None,
+        taps: str | Sequence[str] = (),
+        output: str | None = None,
+        reads: str | None = None,
+        held_out: Sequence[Student] | Literal["auto"] = "auto",
+        queries: int = 1024,
+        passes: int = 4,
+        random_init_control: bool = True,
+        task_loss: str | None = None,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        if not arm:
+            raise ValueError("`arm` must not be empty: it names this run in comparisons.")
+        if queries < 32:
+            raise ValueError(
+                f"`queries` must be at least 32, got {queries}: fewer leave blocks too small to learn from."
+            )
+        if passes < 1:
+            raise ValueError(f"`passes` must be at least 1, got {passes}.")
+        if not isinstance(held_out, str) and len(held_out) == 0:
+            raise ValueError('`held_out` is empty: nobody would be asked. Give some students, or leave it at "auto".')
+        self.arm, self.seed, self.recipe, self.folder = arm, seed, recipe, folder
+        self.model, self.taps, self.output, self.reads = model, taps, output, reads
+        self.families = Families(held_out, passes)
+        self.queries = queries
+        self.random_init_control = random_init_control
+        self.task_loss = task_loss
+        self.progress = progress
+        #: The last record written, and where.
+        self.record: RunRecord | None = None
+        self.path: Path | None = None
+        self._found: str | None = model
+        self._keeper = QueryKeeper(queries, self._recorder, self._name_model)
+        self._clock = Clock()
+
+    @property
+    def state_key(self) -> str:
+        """Distinguishes several instances by what they act on."""
+        return self._generate_state_key(arm=self.arm, model=self.model, output=self.output)
+
+    # -- keeping queries
+
+    def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        self._adopt(trainer)
+        self._clock = Clock()
+        self._recorder(pl_module, taps=True)  # names that match nothing are said now, not after training
+        self._keeper.start(pl_module)
+
+    def _uninstall(self) -> None:
+        self._keeper.stop()
+
+    def _name_model(self, name: str) -> None:
+        self._found = name
+
+    def _adopt(self, trainer: "Trainer") -> None:
+        """What the user named for StudentLegibility need not be named again."""
+        for callback in plugins_of(trainer):
+            if isinstance(callback, StudentLegibility):
+                self._found = self._found if self._found is not None else callback.model
+                self.taps = self.taps or callback.taps
+                self.output = self.output if self.output is not None else callback.output
+                self.reads = self.reads if self.reads is not None else callback.reads
+
+    def _recorder(self, pl_module: "LightningModule", *, with_gradients: bool = False, taps: bool = False) -> Recorder:
+        return Recorder(
+            pl_module,
+            model=self._found,
+            taps=self.taps if taps else (),
+            output=self.output,
+            reads=self.reads,
+            with_gradients=with_gradients,
+        )
+
+    def on_validation_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Watches a validation run until enough inputs are kept; the sanity check does not count."""
+        if not trainer.sanity_checking:
+            self._keeper.start_validation(pl_module)
+
+    def on_validation_batch_start(
+        self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Records this batch's calls."""
+        self._keeper.open_validation_batch()
+
+    def on_validation_batch_end(
+        self,
+        trainer: "Trainer",
+        pl_module: "LightningModule",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps this batch's inputs."""
+        self._keeper.keep_validation_batch(batch)
+
+    def on_validation_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Stops watching."""
+        self._keeper.stop_validation()
+
+    # -- cost
+
+    def on_train_batch_start(
+        self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        """Starts the clock of this step."""
+        self._clock.start_step()
+
+    def on_train_batch_end(
+        self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops it."""
+        self._steps += 1
+        self._clock.stop_step()
+
+    def on_train_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """No training example is kept twice."""
+        self._keeper.end_epoch()
+
+    # -- the report
+
+    def on_fit_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Measures, writes the record, logs. A measurement that fails costs no finished training: it is written down."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # a rehearsal: nothing was trained that could be measured
+        fit_seconds = self._clock.since_start()
+        target = self._target(trainer)
+        try:
+            if trainer.is_global_zero:
+                self._write(trainer, pl_module, None, target, fit_seconds, steps=trainer.global_step, fatal=False)
+        finally:
+            trainer.strategy.barrier("legibility_report")
+
+    def measure(
+        self,
+        trainer: "Trainer",
+        pl_module: "LightningModule",
+        datamodule: "LightningDataModule | None" = None,
+        *,
+        control: TemperatureControl | RandomInitControl | None = None,
+    ) -> RunRecord:
+        """Measures a finished model on demand, or one of its controls, and writes the record.
+
+        Args:
+            trainer: A trainer that has this callback.
+            pl_module: The module with the finished weights.
+            datamodule: Its validation batches become the queries; None: those kept in the last fit.
+            control: Measure this control instead of the model itself.
+
+        Returns:
+            The record, also in :attr:`record`; its file is :attr:`path`.
+
+        Raises:
+            ValueError: Nothing to ask, or answers that can't be measured.
+        """
+        if datamodule is not None:
+            self._adopt(trainer)
+            self._keeper = QueryKeeper(self.queries, self._recorder, self._name_model)
+            trainer.validate(pl_module, datamodule=datamodule, verbose=False)
+        self._write(trainer, pl_module, control, self._target(trainer), None, steps=None, fatal=True)
+        assert self.record is not None
+        return self.record
+
+    def _write(
+        self,
+        trainer: "Trainer",
+        pl_module: "LightningModule",
+        control: TemperatureControl | RandomInitControl | None,
+        target: Path,
+        fit_seconds: float | None,
+        *,
+        steps: int | None,
+        fatal: bool,
+    ) -> None:
+        start = time.perf_counter()
+        try:
+            found = self._measured(trainer, pl_module, control)
+        except Exception as error:
+            if fatal:
+                raise
+            rank_zero_warn(f"InterpretabilityReport could not measure this model: {error}")
+            source = "none: measuring failed"
+            found = Measurement(TaskEntry("none", None, None, None, None, source), notes=[f"measuring failed: {error}"])
+        cost = CostEntry(
+            fit_seconds=fit_seconds,
+            steps=steps,
+            step_seconds=self._clock.seconds_per_step if steps is not None else None,
+            report_seconds=time.perf_counter() - start,
+            peak_memory_bytes=peak_memory(trainer.strategy.root_device),
+            terms={type(c).__name__: c.seconds_per_step for c in plugins_of(trainer) if steps is not None},
+            parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
+        )
+        self.record = run_record(
+            found,
+            cost,
+            arm=self.arm,
+            seed=self.seed,
+            recipe=self.recipe,
+            plugins=plugins_of(trainer),
+            control=control,
+            settings={
+                "queries": self.queries,
+                "passes": self.families.passes,
+                "hparams": {k: v for k, v in dict(pl_module.hparams).items() if isinstance(v, (bool, int, float, str))},
+            },
+        )
+        self.path = save_record(self.record, target)
+        means = {entry.name: entry.value for entry in found.scores if entry.family is None}
+        scores = {f"legibility/score/{name}": value for name, value in means.items() if value is not None}
+        for logger in trainer.loggers:
+            logger.log_metrics(scores, step=trainer.global_step)
+
+    def _measured(
+        self,
+        trainer: "Trainer",
+        pl_module: "LightningModule",
+        control: TemperatureControl | RandomInitControl | None,
+    ) -> Measurement:
+        if any(word in type(trainer.strategy).__name__ for word in ("FSDP", "DeepSpeed", "ModelParallel")):
+            raise ValueError(f"{type(trainer.strategy).__name__} shards the weights; measure the saved model instead")
+        kept = self._keeper.kept
+        device = trainer.strategy.root_device
+        trained = [c for c in plugins_of(trainer) if isinstance(c, StudentLegibility) and c.strength > 0 and c.built]
+        cohorts = [c.built.cohort for c in trained if c.built is not None]
+        with on_device(pl_module, device), self._progress() as progress:
+            recorder = self._recorder(pl_module)
+            if recorder.model is None:
+                raise ValueError("the model was never called, so it is not known: name it with `model=`")
+            subject = Subject(
+                primary=recorder.primary,
+                recorder=lambda: self._recorder(pl_module, taps=True),
+                calls=kept.calls,
+                split=kept.split,
+                device=device,
+                trained_with=frozenset(type(s) for cohort in cohorts for s in cohort.students.values()),
+                sparsified=any(isinstance(c, L1Sparsity) and c.strength > 0 for c in plugins_of(trainer)),
+            )
+            found = measure_subject(
+                subject,
+                self.families,
+                control=control,
+                random_init_control=self.random_init_control,
+                progress=progress,
+            )
+        if self.task_loss is not None:
+            found.task = logged_loss(trainer.callback_metrics, self.task_loss, found.task)
+        return found
+
+    def _target(self, trainer: "Trainer") -> Path:
+        if self.folder is not None:
+            return Path(self.folder) / "record.json"
+        # Every rank comes here: asking for `log_dir` is a broadcast. The folder's name is no module's name: a folder
+        # `legibility` beside a script would hide the installed package.
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "legibility-report"
+        number = 1
+        while (path := folder / ("record.json" if number == 1 else f"record-{number}.json")).exists():
+            number += 1
+        return path
+
+    @contextmanager
+    def _progress(self) -> Iterator[Any]:
+        if not self.progress:
+            yield lambda name, share: None
+            return
+        with ProgressBar(transient=True) as bar:
+            task = bar.add_task("measuring", total=1.0)
+            yield lambda name, share: bar.update(task, description=f"measuring: {name}", completed=share)

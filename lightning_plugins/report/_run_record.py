@@ -1,0 +1,71 @@
+"""One run record from what was measured, what it cost and what took part."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from legibility.lightning_plugins.foundation._callback import LegibilityCallback
+from legibility.lightning_plugins.imitation._student_legibility import StudentLegibility
+from legibility.lightning_plugins.report._controls import RandomInitControl, TemperatureControl
+from legibility.lightning_plugins.report._cost import versions
+from legibility.lightning_plugins.report._measurement import Measurement
+from legibility.tradeoff import ControlOf, CostEntry, RunRecord
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
+
+def plugins_of(trainer: "Trainer") -> list[LegibilityCallback]:
+    """The trainer's callbacks that are ours, in order."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, LegibilityCallback)]
+
+
+def run_record(
+    found: Measurement,
+    cost: CostEntry,
+    *,
+    arm: str,
+    seed: int | None,
+    recipe: str | None,
+    plugins: Sequence[LegibilityCallback],
+    control: TemperatureControl | RandomInitControl | None,
+    settings: Mapping[str, Any],
+) -> RunRecord:
+    """The record of one run.
+
+    Args:
+        found: What was measured.
+        cost: What it cost.
+        arm: Name of the setting.
+        seed: Training seed; None: the one of Lightning's ``seed_everything``, else 0.
+        recipe: Name of the recipe, if any.
+        plugins: Our callbacks that took part: their strengths and students are written down.
+        control: The control that was measured instead of the model itself.
+        settings: What else is needed to repeat the run.
+
+    Returns:
+        The record.
+    """
+    cohorts = [c.built.cohort for c in plugins if isinstance(c, StudentLegibility) and c.built is not None]
+    dropped = [f"student {name} was dropped: {why}" for cohort in cohorts for name, why in cohort.failed.items()]
+    of = None
+    if isinstance(control, TemperatureControl):
+        of = ControlOf("temperature", control.of, control.matches, found.temperature)
+    elif control is not None:
+        of = ControlOf("random-init", control.of)
+    return RunRecord(
+        arm=arm,
+        seed=seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0")),
+        recipe=recipe,
+        strengths={name: value for plugin in plugins for name, value in plugin.strengths.items()},
+        students=[name for cohort in cohorts for name in cohort.names],
+        task=found.task,
+        scores=found.scores,
+        cost=cost,
+        versions=versions(),
+        control_of=of,
+        settings=dict(settings),
+        guards=found.guards,
+        notes=[*found.notes, *dropped],
+    )
