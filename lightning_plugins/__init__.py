@@ -14,12 +14,14 @@ from legibility.lightning_plugins.report._controls import TemperatureControl as 
 from legibility.lightning_plugins.report._report import InterpretabilityReport as InterpretabilityReport
 from legibility.lightning_plugins.sparsity._l1_instead_of_l2 import L1InsteadOfL2 as L1InsteadOfL2
 from legibility.lightning_plugins.sparsity._l1_sparsity import L1Sparsity as L1Sparsity
+from legibility.lightning_plugins.sparsity._schedule import Schedule as Schedule
 
 __all__ = [
     "InterpretabilityReport",
     "L1InsteadOfL2",
     "L1Sparsity",
     "RandomInitControl",
+    "Schedule",
     "StudentLegibility",
     "TemperatureControl",
 ]

@@ -20,7 +20,7 @@ from legibility.lightning_plugins.report._measurement import Measurement, logged
 from legibility.lightning_plugins.report._queries import Subject
 from legibility.lightning_plugins.report._query_keeper import QueryKeeper
 from legibility.lightning_plugins.report._run_record import plugins_of, run_record
-from legibility.lightning_plugins.sparsity._l1_sparsity import L1Sparsity
+from legibility.lightning_plugins.sparsity._weight_step import WeightStep
 from legibility.students import Student
 from legibility.tradeoff import CostEntry, RunRecord, TaskEntry, save_record
 
@@ -311,7 +311,7 @@ class InterpretabilityReport(LegibilityCallback):
                 split=kept.split,
                 device=device,
                 trained_with=frozenset(type(s) for cohort in cohorts for s in cohort.students.values()),
-                sparsified=any(isinstance(c, L1Sparsity) and c.strength > 0 for c in plugins_of(trainer)),
+                sparsified=any(isinstance(c, WeightStep) and c.active for c in plugins_of(trainer)),
             )
             found = measure_subject(
                 subject,

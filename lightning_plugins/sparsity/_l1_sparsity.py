@@ -1,28 +1,26 @@
 """L1 sparsity by proximal steps: true zeros, independent of how the loss is optimised."""
 
-from collections.abc import Callable, Sequence
+import fnmatch
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from legibility.lightning_plugins.foundation._callback import (
-    LegibilityCallback,
-    check_share,
-    check_strength,
-    is_logging_step,
-    total_steps,
-)
-from legibility.lightning_plugins.sparsity._weights import target_weights
+from legibility.lightning_plugins.foundation._callback import check_positive, check_share, check_strength
+from legibility.lightning_plugins.sparsity._ascent import Ascent
+from legibility.lightning_plugins.sparsity._schedule import Schedule
+from legibility.lightning_plugins.sparsity._weight_step import Stepped, WeightStep, skipped
 from legibility.losses import reweighted_soft_threshold, root_mean_square, soft_threshold
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
+_READINGS = 500  # how often in a fit a strength that finds itself looks at what it has reached
 
-class L1Sparsity(LegibilityCallback):
+
+class L1Sparsity(WeightStep):
     r"""Makes weights exactly zero by a soft threshold after each optimizer step.
 
     For each weight tensor W with RMS c at the start of the fit, learning rate :math:`\eta_t` and T steps,
@@ -30,159 +28,191 @@ class L1Sparsity(LegibilityCallback):
     .. math:: \tau_t = \mathrm{strength} \cdot c \cdot \frac{s_t}{\sum_u s_u} \cdot \frac{\eta_t}{\max_{u \le t} \eta_u},
               \qquad w \leftarrow \mathrm{sign}(w)\,\max(|w| - \tau, 0)
 
-    with s = 1 before healing and 0 during it. So ``strength`` is a budget: no weight is moved towards zero by more
+    with s the schedule's level, 0 while healing. So ``strength`` is a budget: no weight is moved towards zero by more
     than ``strength`` initial RMS over the whole fit, whatever the learning rate and length. Reweighted (a log penalty),
     :math:`\tau_i = \tau\,\epsilon / (|w_i| + \epsilon)` with :math:`\epsilon = 0.1\,c`: large weights are spared.
+    Preconditioned, :math:`\tau_i = \tau\,\bar d / \max(d_i, f \bar d)` with :math:`d = \sqrt{v}` the root of Adam's
+    second moment, :math:`\bar d` its mean over the tensor and f the floor: weights that the loss hardly touches go first.
     During healing, the last ``heal`` share of the steps, there is no penalty and zeros stay zero.
 
     Args:
-        strength: Budget in units of initial RMS, >= 0. 0 does nothing at all.
-        targets: Shell patterns over parameter names.
+        strength: Budget in units of initial RMS, >= 0. 0 does nothing at all. Or pattern -> budget: then the patterns
+            are the targets, and the first that matches a weight's name counts.
+        targets: Shell patterns over parameter names. Embeddings and low-rank adapters are taken only if named in full;
+            of an embedding, rows without gradient stay as they are.
         exclude: Patterns to leave out, beyond biases, norms, embeddings, 1-D and parametrised parameters.
         reweighted: Spare large weights.
         heal: Share of the steps, in [0, 1), at the end.
         total_steps: Number of optimizer steps to spread the budget over, where the trainer can't tell.
+        schedule: Level of the penalty over the steps before healing.
+        follow_rate: Shrink the steps with the learning rate, as the penalty's gradient would. False spends the whole
+            budget along the schedule alone.
+        preconditioned: The floor f in (0, 1], or None. Needs an Adam-like optimizer.
+        sparsity: Wanted share of exact zeros among the targets: ``strength`` (default 1) is multiplied by a factor that
+            follows it (:class:`~legibility.lightning_plugins.sparsity._ascent.Ascent`).
+        loss_budget: Highest value of ``monitor`` that sparsity may cost: the factor rises while the loss is below it.
+        monitor: Name of a logged loss, for ``loss_budget``.
 
     Raises:
         ValueError: Before the first step: negative or NaN strength, a pattern that matches nothing, an unknown
-            number of steps.
+            number of steps, targets that no optimizer steps, ``preconditioned`` without Adam's moments.
 
-    Logs ``legibility/l1/zeros`` (share of exact zeros among the targets) and ``legibility/l1/strength``.
+    Logs ``legibility/l1/zeros`` (share of exact zeros among the targets), ``legibility/l1/strength`` and, with a goal,
+    ``legibility/l1/factor``.
 
+    Weights in bfloat16 or float16 collect their thresholds until they are large enough to round to anything.
     Weight decay on the same weights fights for the same end: see :class:`L1InsteadOfL2`.
 
     Example:
         >>> from pytorch_lightning import Trainer
         >>> trainer = Trainer(callbacks=[L1Sparsity(2.0)], logger=False, enable_checkpointing=False)
+        >>> later_layers_more = L1Sparsity({"net.0.*": 100.0, "*": 200.0}, schedule=Schedule.warm_up(0.3))
+        >>> nine_in_ten = L1Sparsity(sparsity=0.9)
 
     Source: decoupled proximal step after AdamW (Loshchilov and Hutter 2019) with the proximal operator of L1 (Parikh
-    and Boyd 2014); reweighting after Candes, Wakin and Boyd 2008.
+    and Boyd 2014); reweighting after Candes, Wakin and Boyd 2008; preconditioning after ProxGen (Yun, Lozano and Yang
+    2021).
     """
+
+    term = "l1"
 
     def __init__(
         self,
-        strength: float,
+        strength: float | Mapping[str, float] | None = None,
         targets: str | Sequence[str] = "*",
         exclude: str | Sequence[str] = (),
         reweighted: bool = True,
         heal: float = 0.35,
         total_steps: int | None = None,
+        *,
+        schedule: Schedule | None = None,
+        follow_rate: bool = True,
+        preconditioned: float | None = None,
+        sparsity: float | None = None,
+        loss_budget: float | None = None,
+        monitor: str | None = None,
     ) -> None:
-        super().__init__()
-        self.strength = check_strength(strength)
-        self.targets = targets
-        self.exclude = exclude
+        self._ascent = _ascent(strength, sparsity, loss_budget, monitor)
+        budgets = strength if isinstance(strength, Mapping) else {"*": 1.0 if strength is None else strength}
+        self.budgets = {pattern: check_strength(budget, "strength") for pattern, budget in budgets.items()}
+        if isinstance(strength, Mapping):
+            if targets != "*":
+                raise ValueError("`targets`: the patterns of `strength` are the targets already; give one of the two.")
+            targets = list(self.budgets)
+        super().__init__(targets, exclude, schedule or Schedule(), heal, total_steps)
         self.reweighted = reweighted
-        self.heal = check_share(heal, "heal")
-        self.total_steps = total_steps
-        self._weights: dict[str, nn.Parameter] = {}
-        self._handles: list[RemovableHandle] = []
-        self._reset()
-
-    def _reset(self) -> None:
-        self._start: int | None = None
-        self._penalised = 1
-        self._rms: dict[str, float] = {}
-        self._zeros: dict[str, Tensor] = {}
-        # One entry for each optimizer (steps done) and for each parameter group (highest learning rate so far).
-        self._done: dict[str, int] = {}
-        self._peak: dict[str, float] = {}
+        self.follow_rate = follow_rate
+        if preconditioned is not None and not 0 < preconditioned <= 1:
+            raise ValueError(f"`preconditioned` is a floor in (0, 1], got {preconditioned}.")
+        self.preconditioned = preconditioned
+        self.monitor = monitor
 
     @property
-    def state_key(self) -> str:
-        """Distinguishes several instances by what they act on."""
-        return self._generate_state_key(targets=self.targets, exclude=self.exclude)
+    def strength(self) -> float:
+        """The budget; of several, the largest."""
+        return max(self.budgets.values())
 
     @property
     def strengths(self) -> dict[str, float]:
-        """The budget, under the name of the term."""
-        return {"l1": self.strength}
+        """The budget, under the name of the term; with several, one for each pattern too."""
+        each = {f"l1.{pattern}": budget for pattern, budget in self.budgets.items()} if len(self.budgets) > 1 else {}
+        return {"l1": self.strength} | each
 
-    def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        self._weights = target_weights(pl_module, self.targets, self.exclude)
-        self._reset()
-
-    def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Everything is restored and the number of steps is known: takes the initial RMS, hooks the optimizers."""
-        if self.strength == 0:
-            return
-        state, self._pending = self._pending, None
-        if state is not None:
-            self._start, self._done, self._peak = state["start"], dict(state["done"]), dict(state["peak"])
-            self._rms = {name: state["rms"][name] for name in self._weights}
-        else:
-            self._start = trainer.global_step
-            self._rms = {name: float(root_mean_square(weight.detach())) for name, weight in self._weights.items()}
-        end = total_steps(trainer) if self.total_steps is None else self._start + self.total_steps
-        if end is None:
+    def _begin(self, trainer: "Trainer", fresh: bool) -> None:
+        if self.preconditioned is not None and not all("betas" in o.param_groups[0] for o in trainer.optimizers):
             raise ValueError(
-                "`total_steps`: the trainer can't tell how long this fit is, and the strength is a budget over all of "
-                "it. Give `L1Sparsity(..., total_steps=N)`, or `max_steps`/`max_epochs` to the Trainer."
+                "`preconditioned` needs the second moments of an Adam-like optimizer; "
+                f"got {', '.join(type(o).__name__ for o in trainer.optimizers)}. Leave it out."
             )
-        self._penalised = max(1, round((end - self._start) * (1 - self.heal)))
-        for index, optimizer in enumerate(trainer.optimizers):
-            if self._done.get(str(index), 0) >= self._penalised:
-                # Resumed while healing: the frozen zeros are the weights that are zero.
-                self._freeze(optimizer)
-            self._handles.append(optimizer.register_step_post_hook(self._after_step(str(index))))
+        self._budget = {name: self._budget_of(name) for name in self._weights}
+        self._levels = self.schedule.total(self._penalised)
+        if fresh:
+            for name, weight in self._weights.items():
+                self._memory[f"rms.{name}"] = float(root_mean_square(weight.detach()))
+        if self._ascent is not None:
+            self._ascent.restore({k.removeprefix("ascent."): v for k, v in self._memory.items() if "ascent." in k})
+
+    def _budget_of(self, name: str) -> float:
+        return next(budget for pattern, budget in self.budgets.items() if fnmatch.fnmatchcase(name, pattern))
 
     def on_train_batch_end(
         self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs the share of exact zeros."""
-        self._steps += 1
-        if self.strength > 0 and is_logging_step(trainer):
-            zeros = sum((w.detach() == 0).sum() for w in self._weights.values())
-            total = sum(w.numel() for w in self._weights.values())
-            self._write_log(pl_module, {"l1/zeros": torch.as_tensor(zeros) / total, "l1/strength": self.strength})
+        """Looks whether the goal is reached, if there is one, and logs."""
+        if self._ascent is not None and self.active:
+            with self._timed():
+                self._look(trainer)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Step counts and initial RMS: plain numbers, so that a resumed fit goes on exactly."""
-        if self._start is None:
-            return {}
-        return {"start": self._start, "done": dict(self._done), "peak": dict(self._peak), "rms": dict(self._rms)}
+    def _look(self, trainer: "Trainer") -> None:
+        done = max(self._done.values(), default=0)
+        since = done - int(self._memory.get("looked", 0))
+        if self._ascent is None or done >= self._penalised or since < max(1, self._penalised // _READINGS):
+            return
+        reached: Any = self.zero_share() if self.monitor is None else trainer.callback_metrics.get(self.monitor)
+        if reached is None:
+            return
+        if self.monitor is not None:  # the ranks may log losses of their own; zeros are the same everywhere
+            reached = trainer.strategy.reduce(torch.as_tensor(reached, dtype=torch.float32), reduce_op="mean")
+        self._ascent.read(float(reached), since, self._penalised)
+        self._memory |= {"looked": done} | {f"ascent.{k}": v for k, v in self._ascent.state().items()}
 
-    def _uninstall(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._weights, self._zeros = [], {}, {}
+    def _to_log(self) -> dict[str, Tensor | float]:
+        return {} if self._ascent is None else {"factor": self._ascent.factor}
 
-    def _after_step(self, index: str) -> Callable[..., None]:
-        names = {id(weight): name for name, weight in self._weights.items()}
+    def _move(self, stepped: Sequence[Stepped], optimizer: Optimizer, step: int) -> None:
+        level = self.schedule.level(step, self._penalised) / self._levels if self._levels > 0 else 0.0
+        factor = level if self._ascent is None else level * self._ascent.factor
+        for one in stepped:
+            size = self._memory[f"rms.{one.name}"]
+            threshold = self._budget[one.name] * size * factor * (one.pace if self.follow_rate else 1.0)
+            if one.weight.dtype in (torch.bfloat16, torch.float16):
+                threshold = self._collected(one, size, threshold)
+            if threshold > 0:
+                one.weight.copy_(self._shrunk(one, size, threshold, optimizer))
 
-        def step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            with self._timed(), torch.no_grad():
-                done = self._done.get(index, 0)
-                for number, group in enumerate(optimizer.param_groups):
-                    share = self._share(f"{index}.{number}", float(group["lr"]))
-                    found = [(names[id(p)], p) for p in group["params"] if id(p) in names and p.grad is not None]
-                    for name, parameter in found:
-                        weight = parameter.detach()
-                        if done >= self._penalised:
-                            weight.masked_fill_(self._zeros[name], 0.0)
-                        else:
-                            weight.copy_(self._shrunk(name, weight, share, optimizer))
-                self._done[index] = done + 1
-                if self.heal > 0 and done + 1 == self._penalised:
-                    self._freeze(optimizer)
+    def _collected(self, one: Stepped, size: float, threshold: float) -> float:
+        """The thresholds since the last move, once they exceed what the dtype can tell apart; else 0."""
+        key = f"collected.{one.name}"
+        collected = self._memory.get(key, 0.0) + threshold
+        enough = collected >= 4 * torch.finfo(one.weight.dtype).eps * size
+        self._memory[key] = 0.0 if enough else collected
+        return collected if enough else 0.0
 
-        return step
-
-    def _share(self, group: str, rate: float) -> float:
-        """The share of the budget that this step of a parameter group spends."""
-        self._peak[group] = max(self._peak.get(group, 0.0), rate)
-        return rate / self._peak[group] / self._penalised if self._peak[group] > 0 else 0.0
-
-    def _shrunk(self, name: str, weight: Tensor, share: float, optimizer: Optimizer) -> Tensor:
-        threshold: float | Tensor = self.strength * self._rms[name] * share
-        # A fused optimizer under a gradient scaler is stepped even on overflow and skips inside: then so do we.
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None:
-            threshold = threshold * (1 - found_inf.to(weight.device).reshape(()))
+    def _shrunk(self, one: Stepped, size: float, base: float, optimizer: Optimizer) -> Tensor:
+        threshold: float | Tensor = base
+        moment = optimizer.state[one.parameter].get("exp_avg_sq") if self.preconditioned is not None else None
+        if moment is not None and self.preconditioned is not None:
+            root = moment.to(torch.float32).sqrt()
+            mean = root.mean()
+            # Where nothing has a gradient yet, all are equal: 1.
+            threshold = threshold * torch.where(mean > 0, mean / root.clamp(min=self.preconditioned * mean), 1.0)
+        skip = skipped(optimizer, one.weight.device)
+        if skip is not None:
+            threshold = threshold * (1 - skip)
         if self.reweighted:
-            return reweighted_soft_threshold(weight, threshold, epsilon=0.1 * self._rms[name] + 1e-30)
-        return soft_threshold(weight, threshold)
+            return reweighted_soft_threshold(one.weight, threshold, epsilon=0.1 * size + 1e-30)
+        return soft_threshold(one.weight, threshold)
 
-    def _freeze(self, optimizer: Optimizer) -> None:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self._zeros |= {name: w.detach() == 0 for name, w in self._weights.items() if id(w) in held}
+
+def _ascent(
+    strength: float | Mapping[str, float] | None,
+    sparsity: float | None,
+    loss_budget: float | None,
+    monitor: str | None,
+) -> Ascent | None:
+    if sparsity is None and loss_budget is None:
+        if strength is None:
+            raise ValueError("`strength` is missing: give a budget, or a goal by `sparsity=` or `loss_budget=`.")
+        if monitor is not None:
+            raise ValueError("`monitor` is the loss that `loss_budget` is about; give that too.")
+        return None
+    if sparsity is not None and loss_budget is not None:
+        raise ValueError("`sparsity` and `loss_budget` are two goals; one strength can follow only one of them.")
+    if sparsity is not None:
+        if monitor is not None:
+            raise ValueError("`monitor` belongs to `loss_budget`, not to `sparsity`.")
+        return Ascent(sparsity=check_share(sparsity, "sparsity"))
+    if monitor is None:
+        raise ValueError('`monitor` is missing: the name of the logged loss that `loss_budget` is about, "train_loss".')
+    return Ascent(loss_budget=check_positive(loss_budget or 0.0, "loss_budget"))

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from legibility.lightning_plugins.foundation._recorder import match_names, plain_name
 
@@ -15,11 +17,15 @@ _NORMS = (
 )
 
 
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+
 def penalisable_weights(root: nn.Module) -> dict[str, nn.Parameter]:
     """The weights that sparsity is about: trainable floating-point matrices and filters, each tied weight once.
 
     Left out: biases and other 1-D or 0-D parameters, norm layers, embeddings (also when tied to an output layer),
-    parametrised weights (the optimizer holds their originals, not what the layer uses), lazy and complex ones.
+    low-rank adapters (zeros in a factor are no zeros in the weight), parametrised weights (the optimizer holds their
+    originals, not what the layer uses), lazy and complex ones.
 
     Args:
         root: The module to search.
@@ -34,7 +40,7 @@ def penalisable_weights(root: nn.Module) -> dict[str, nn.Parameter]:
     """
     excluded: set[int] = set()
     for module in root.modules():
-        if isinstance(module, (*_NORMS, nn.Embedding, nn.EmbeddingBag)) or nn.utils.parametrize.is_parametrized(module):
+        if isinstance(module, (*_NORMS, *_EMBEDDINGS)) or nn.utils.parametrize.is_parametrized(module):
             excluded |= {id(parameter) for parameter in module.parameters(recurse=False)}
         if isinstance(module, nn.utils.parametrize.ParametrizationList):
             excluded |= {id(parameter) for parameter in module.parameters()}
@@ -42,6 +48,7 @@ def penalisable_weights(root: nn.Module) -> dict[str, nn.Parameter]:
         plain_name(name): parameter
         for name, parameter in root.named_parameters()
         if id(parameter) not in excluded
+        and not _is_adapter(name)
         and parameter.requires_grad
         and not isinstance(parameter, nn.parameter.UninitializedParameter)
         and parameter.is_floating_point()
@@ -54,6 +61,8 @@ def target_weights(
 ) -> dict[str, nn.Parameter]:
     """The penalisable weights whose names match ``targets`` and not ``exclude``.
 
+    An embedding or a low-rank adapter is taken if it is named in full, without wildcards.
+
     Args:
         root: The module to search.
         targets: Shell patterns over parameter names.
@@ -63,10 +72,13 @@ def target_weights(
         ValueError: A pattern of ``targets`` or ``exclude`` matches nothing, or nothing is left.
     """
     weights = penalisable_weights(root)
+    weights |= _named_in_full(root, targets, weights)
     if not weights:
+        adapters = [name for name, p in root.named_parameters() if p.requires_grad and _is_adapter(name)]
         raise ValueError(
             "`targets`: the model has no weight to make sparse (trainable matrices or filters outside of embeddings, "
-            "norms and parametrised layers)."
+            "norms, parametrised layers and low-rank adapters)."
+            + (f" Adapters such as {adapters[0]} are taken if named in full." if adapters else "")
         )
     chosen = match_names(targets, weights, "targets")
     left_out = set(match_names(exclude, weights, "exclude")) if exclude else set()
@@ -74,3 +86,51 @@ def target_weights(
     if not kept:
         raise ValueError(f"`exclude` = {exclude!r} leaves none of the weights that `targets` = {targets!r} chose.")
     return kept
+
+
+def embedding_weights(root: nn.Module) -> set[int]:
+    """The ids of all embeddings' weights."""
+    return {id(module.weight) for module in root.modules() if isinstance(module, _EMBEDDINGS)}
+
+
+def _is_adapter(name: str) -> bool:
+    return any(part.startswith("lora_") for part in name.split("."))
+
+
+def _named_in_full(
+    root: nn.Module, targets: str | Sequence[str], known: dict[str, nn.Parameter]
+) -> dict[str, nn.Parameter]:
+    asked = {targets} if isinstance(targets, str) else set(targets)
+    embeddings, taken = embedding_weights(root), {id(parameter) for parameter in known.values()}
+    return {
+        plain_name(name): parameter
+        for name, parameter in root.named_parameters()
+        if plain_name(name) in asked
+        and id(parameter) not in taken
+        and (id(parameter) in embeddings or _is_adapter(name))
+        and parameter.requires_grad
+        and parameter.is_floating_point()
+        and parameter.ndim >= 2
+    }
+
+
+def exact_zeros(weight: Tensor) -> Tensor:
+    """The number of exact zeros of a whole weight; of one that is sharded, all ranks must ask."""
+    zeros = (weight.detach() == 0).sum()
+    return zeros.full_tensor() if isinstance(zeros, DTensor) else zeros
+
+
+def rows_without_gradient(parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
+    """Which rows of an embedding's weight this step's batch did not ask for, and what they hold.
+
+    Rare tokens would otherwise be pulled to zero by steps in which they had no say.
+    """
+    gradient = parameter.grad
+    if gradient is None:
+        return torch.zeros(0, dtype=torch.long), parameter.detach()[:0]
+    if gradient.is_sparse:
+        rows = torch.ones(len(parameter), dtype=torch.bool, device=parameter.device)
+        rows[gradient.coalesce().indices()[0]] = False
+    else:
+        rows = gradient.abs().sum(tuple(range(1, gradient.ndim))) == 0
+    return rows, parameter.detach()[rows].clone()

@@ -1,0 +1,244 @@
+"""What all callbacks share that change weights after the optimizer's step."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from legibility.lightning_plugins.foundation._callback import (
+    LegibilityCallback,
+    check_share,
+    is_logging_step,
+    total_steps,
+)
+from legibility.lightning_plugins.sparsity._schedule import Schedule
+from legibility.lightning_plugins.sparsity._weights import (
+    embedding_weights,
+    exact_zeros,
+    rows_without_gradient,
+    target_weights,
+)
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+
+class Stepped(NamedTuple):
+    """A weight that an optimizer has just stepped.
+
+    Attributes:
+        name: Without wrappers' prefixes.
+        parameter: The key of its optimizer state.
+        weight: Its data, to be changed in place.
+        pace: Learning rate of its group over the highest so far, in [0, 1].
+    """
+
+    name: str
+    parameter: nn.Parameter
+    weight: Tensor
+    pace: float
+
+
+class WeightStep(LegibilityCallback):
+    """Base of the callbacks that change weights after each optimizer step: sparsity that no loss can undo.
+
+    A subclass implements ``_move`` (one step) and may implement ``_begin`` (the weights are known, so is the number of
+    steps). For the last ``heal`` share of the steps nothing is moved, but what is zero stays zero.
+
+    Everything a resumed fit needs is kept as plain numbers: the steps of each optimizer, the highest learning rate of
+    each parameter group, and what a subclass remembers in ``_memory``.
+    """
+
+    #: Under which name it logs.
+    term = ""
+
+    def __init__(
+        self,
+        targets: str | Sequence[str],
+        exclude: str | Sequence[str],
+        schedule: Schedule,
+        heal: float,
+        total_steps: int | None,
+    ) -> None:
+        super().__init__()
+        self.targets = targets
+        self.exclude = exclude
+        self.schedule = schedule
+        self.heal = check_share(heal, "heal")
+        self.total_steps = total_steps
+        self._weights: dict[str, nn.Parameter] = {}
+        self._embeddings: set[int] = set()
+        self._handles: list[RemovableHandle] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start: int | None = None
+        self._penalised = 1
+        self._zeros: dict[str, Tensor] = {}
+        self._done: dict[str, int] = {}
+        self._peak: dict[str, float] = {}
+        self._memory: dict[str, float] = {}
+
+    def _begin(self, trainer: "Trainer", fresh: bool) -> None:
+        """Everything is restored: remember what the first step needs, unless the fit is resumed (not fresh)."""
+
+    def _move(self, stepped: Sequence[Stepped], optimizer: Optimizer, step: int) -> None:
+        """Changes weights in place, at a step (from 0) out of ``_penalised``."""
+        raise NotImplementedError
+
+    @property
+    def active(self) -> bool:
+        """Whether it changes anything at all."""
+        return any(strength > 0 for strength in self.strengths.values())
+
+    @property
+    def state_key(self) -> str:
+        """Distinguishes several instances by what they act on."""
+        return self._generate_state_key(targets=self.targets, exclude=self.exclude)
+
+    def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        self._weights = target_weights(pl_module, self.targets, self.exclude)
+        self._embeddings = embedding_weights(pl_module)
+        self._reset()
+
+    def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Everything is restored and the number of steps is known: hooks the optimizers.
+
+        Raises:
+            ValueError: An unknown number of steps, or targets that no optimizer steps.
+        """
+        if not self.active:
+            return
+        self._check_held(trainer.optimizers)
+        state, self._pending = self._pending, None
+        if state:
+            self._start, self._done, self._peak = state["start"], dict(state["done"]), dict(state["peak"])
+            self._memory = dict(state["memory"])
+        else:
+            self._start = trainer.global_step
+        end = total_steps(trainer) if self.total_steps is None else self._start + self.total_steps
+        if end is None:
+            raise ValueError(
+                "`total_steps`: the trainer can't tell how long this fit is, and the schedule is one over all of "
+                f"it. Give `{type(self).__name__}(..., total_steps=N)`, or `max_steps`/`max_epochs` to the Trainer."
+            )
+        self._penalised = max(1, round((end - self._start) * (1 - self.heal)))
+        self._begin(trainer, fresh=not state)
+        for index, optimizer in enumerate(trainer.optimizers):
+            if self.heal > 0 and self._done.get(str(index), 0) >= self._penalised:
+                # Resumed while healing: the frozen zeros are the weights that are zero.
+                self._freeze(optimizer)
+            self._handles.append(optimizer.register_step_post_hook(self._after_step(str(index))))
+
+    def on_train_batch_end(
+        self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs the share of exact zeros."""
+        self._steps += 1
+        if self.active and is_logging_step(trainer):
+            values: dict[str, Tensor | float] = {"zeros": self.zero_share()}
+            values |= {"strength": next(iter(self.strengths.values()))} | self._to_log()
+            self._write_log(pl_module, {f"{self.term}/{key}": value for key, value in values.items()})
+
+    def _to_log(self) -> dict[str, Tensor | float]:
+        return {}
+
+    def zero_share(self) -> Tensor:
+        """The share of exact zeros among the targets; under a sharded strategy all ranks must ask."""
+        zeros = sum(exact_zeros(weight) for weight in self._weights.values())
+        return torch.as_tensor(zeros) / sum(weight.numel() for weight in self._weights.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, so that a resumed fit goes on exactly."""
+        if self._start is None:
+            return {}
+        kept = {"start": self._start, "done": self._done, "peak": self._peak, "memory": self._memory}
+        return {key: dict(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+    def on_validation_batch_start(
+        self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Averaged weights that take the trained ones' place for an evaluation get the frozen zeros too."""
+        if batch_idx == 0 and not trainer.sanity_checking:
+            self._hold_zeros()
+
+    def on_train_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Averages that were put in place of the weights get the frozen zeros too."""
+        self._hold_zeros()
+
+    def on_fit_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """As at the end of training, for averages that arrive later than this callback's turn."""
+        self._hold_zeros()
+
+    def on_save_checkpoint(self, trainer: "Trainer", pl_module: "LightningModule", checkpoint: dict[str, Any]) -> None:
+        """Averaged weights in the file get the frozen zeros too."""
+        saved = checkpoint.get("state_dict", {})
+        for name, zeros in self._zeros.items():
+            if name in saved and saved[name].shape == zeros.shape and type(saved[name]) is type(zeros):
+                saved[name] = saved[name].masked_fill(zeros.to(saved[name].device), 0.0)
+
+    def _uninstall(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._weights, self._zeros = [], {}, {}
+
+    def _check_held(self, optimizers: Sequence[Optimizer]) -> None:
+        held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        missed = [name for name, weight in self._weights.items() if id(weight) not in held]
+        if len(missed) == len(self._weights):
+            raise ValueError(
+                f"`targets`: no optimizer steps any of {', '.join(missed[:5])}. Zeros are made after an optimizer's step on "
+                "the module's own parameters: optimizers with copies of their own (master weights) can't be followed."
+            )
+
+    def _after_step(self, index: str) -> Callable[..., None]:
+        names = {id(weight): name for name, weight in self._weights.items()}
+
+        def step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            with self._timed(), torch.no_grad():
+                done = self._done.get(index, 0)
+                stepped = []
+                for number, group in enumerate(optimizer.param_groups):
+                    pace = self._pace(f"{index}.{number}", float(group["lr"]))
+                    for parameter in group["params"]:
+                        if id(parameter) in names and parameter.grad is not None:
+                            stepped.append(Stepped(names[id(parameter)], parameter, parameter.detach(), pace))
+                if self.heal > 0 and done >= self._penalised:
+                    for name, _, weight, _ in stepped:
+                        weight.masked_fill_(self._zeros[name], 0.0)
+                else:
+                    rare = [s for s in stepped if id(s.parameter) in self._embeddings]
+                    before = [(s.weight, *rows_without_gradient(s.parameter)) for s in rare]
+                    self._move(stepped, optimizer, min(done, self._penalised - 1))
+                    for weight, rows, kept in before:
+                        weight[rows] = kept
+                self._done[index] = done + 1
+                if self.heal > 0 and done + 1 == self._penalised:
+                    self._freeze(optimizer)
+
+        return step
+
+    def _pace(self, group: str, rate: float) -> float:
+        self._peak[group] = max(self._peak.get(group, 0.0), rate)
+        return rate / self._peak[group] if self._peak[group] > 0 else 0.0
+
+    def _freeze(self, optimizer: Optimizer) -> None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self._zeros |= {name: w.detach() == 0 for name, w in self._weights.items() if id(w) in held}
+
+    def _hold_zeros(self) -> None:
+        with torch.no_grad():
+            for name, zeros in self._zeros.items():
+                self._weights[name].detach().masked_fill_(zeros, 0.0)
+
+
+def skipped(optimizer: Optimizer, device: torch.device) -> Tensor | None:
+    """1 if a fused optimizer under a gradient scaler skipped its step inside, else 0; None where it can't tell.
+
+    An ordinary optimizer is not stepped on overflow, a fused one is, and finds out on the device.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    return None if found_inf is None else found_inf.to(device).reshape(())
