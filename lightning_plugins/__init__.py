@@ -1,7 +1,8 @@
 """Callbacks for Lightning: some change training, one only reports.
 
 - :class:`StudentLegibility` trains students beside the model and asks it to be easy to imitate.
-- :class:`L1Sparsity` makes weights exactly zero by proximal steps.
+- :class:`L1Sparsity` makes weights exactly zero by proximal steps; :class:`TopKSparsity` keeps only the largest.
+- :class:`ActivationSparsity` asks named activations to be sparse. :class:`Schedule` is the language of what changes.
 - :class:`L1InsteadOfL2` switches weight decay and dropout off.
 - :class:`InterpretabilityReport` only watches: it measures scores at the end and writes the run record.
 
@@ -12,11 +13,14 @@ from legibility.lightning_plugins.imitation._student_legibility import StudentLe
 from legibility.lightning_plugins.report._controls import RandomInitControl as RandomInitControl
 from legibility.lightning_plugins.report._controls import TemperatureControl as TemperatureControl
 from legibility.lightning_plugins.report._report import InterpretabilityReport as InterpretabilityReport
+from legibility.lightning_plugins.sparsity._activation_sparsity import ActivationSparsity as ActivationSparsity
 from legibility.lightning_plugins.sparsity._l1_instead_of_l2 import L1InsteadOfL2 as L1InsteadOfL2
 from legibility.lightning_plugins.sparsity._l1_sparsity import L1Sparsity as L1Sparsity
 from legibility.lightning_plugins.sparsity._schedule import Schedule as Schedule
+from legibility.lightning_plugins.sparsity._top_k_sparsity import TopKSparsity as TopKSparsity
 
 __all__ = [
+    "ActivationSparsity",
     "InterpretabilityReport",
     "L1InsteadOfL2",
     "L1Sparsity",
@@ -24,4 +28,5 @@ __all__ = [
     "Schedule",
     "StudentLegibility",
     "TemperatureControl",
+    "TopKSparsity",
 ]
