@@ -36,6 +36,8 @@ class Ascent:
 
     def __init__(self, sparsity: float | None = None, loss_budget: float | None = None) -> None:
         self.sparsity, self.loss_budget = sparsity, loss_budget
+        self.factor, self._log = 0.0, 0.0
+        self._mean: float | None = None
         self.restore({})
 
     def read(self, value: float, *, steps: int, done: int, of: int) -> None:
