@@ -14,6 +14,8 @@ from legibility.lightning_plugins.report._controls import RandomInitControl as R
 from legibility.lightning_plugins.report._controls import TemperatureControl as TemperatureControl
 from legibility.lightning_plugins.report._report import InterpretabilityReport as InterpretabilityReport
 from legibility.lightning_plugins.sparsity._activation_sparsity import ActivationSparsity as ActivationSparsity
+from legibility.lightning_plugins.sparsity._export import load_sparse as load_sparse
+from legibility.lightning_plugins.sparsity._export import save_sparse as save_sparse
 from legibility.lightning_plugins.sparsity._l1_instead_of_l2 import L1InsteadOfL2 as L1InsteadOfL2
 from legibility.lightning_plugins.sparsity._l1_sparsity import L1Sparsity as L1Sparsity
 from legibility.lightning_plugins.sparsity._schedule import Schedule as Schedule
@@ -29,4 +31,6 @@ __all__ = [
     "StudentLegibility",
     "TemperatureControl",
     "TopKSparsity",
+    "load_sparse",
+    "save_sparse",
 ]
