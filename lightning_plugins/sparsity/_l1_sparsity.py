@@ -12,7 +12,7 @@ from legibility.lightning_plugins.foundation._callback import check_positive, ch
 from legibility.lightning_plugins.sparsity._ascent import Ascent
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weight_step import Stepped, WeightStep, skipped
-from legibility.losses import reweighted_soft_threshold, root_mean_square, soft_threshold
+from legibility.losses import in_pieces, reweighted_soft_threshold, root_mean_square, soft_threshold
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -169,7 +169,7 @@ class L1Sparsity(WeightStep):
             if one.weight.dtype in (torch.bfloat16, torch.float16):
                 threshold = self._collected(one, size, threshold)
             if threshold > 0:
-                one.weight.copy_(self._shrunk(one, size, threshold, optimizer))
+                self._shrink(one, size, threshold, optimizer)
 
     def _collected(self, one: Stepped, size: float, threshold: float) -> float:
         """The thresholds since the last move, once they exceed what the dtype can tell apart; else 0."""
@@ -179,20 +179,26 @@ class L1Sparsity(WeightStep):
         self._memory[key] = 0.0 if enough else collected
         return collected if enough else 0.0
 
-    def _shrunk(self, one: Stepped, size: float, base: float, optimizer: Optimizer) -> Tensor:
+    def _shrink(self, one: Stepped, size: float, base: float, optimizer: Optimizer) -> None:
         threshold: float | Tensor = base
         moment = optimizer.state[one.parameter].get("exp_avg_sq") if self.preconditioned is not None else None
+        skip = skipped(optimizer, one.weight.device)
+        if skip is not None:
+            threshold = threshold * (1 - skip)
         if moment is not None and self.preconditioned is not None:
             root = moment.to(torch.float32).sqrt()
             mean = root.mean()
             # Where nothing has a gradient yet, all are equal: 1.
-            threshold = threshold * torch.where(mean > 0, mean / root.clamp(min=self.preconditioned * mean), 1.0)
-        skip = skipped(optimizer, one.weight.device)
-        if skip is not None:
-            threshold = threshold * (1 - skip)
+            factor = torch.where(mean > 0, mean / root.clamp(min=self.preconditioned * mean), 1.0)
+            one.weight.copy_(self._proximal(one.weight, threshold * factor, size))
+            return
+        for piece in in_pieces(one.weight):
+            piece.copy_(self._proximal(piece, threshold, size))
+
+    def _proximal(self, weight: Tensor, threshold: float | Tensor, size: float) -> Tensor:
         if self.reweighted:
-            return reweighted_soft_threshold(one.weight, threshold, epsilon=0.1 * size + 1e-30)
-        return soft_threshold(one.weight, threshold)
+            return reweighted_soft_threshold(weight, threshold, epsilon=0.1 * size + 1e-30)
+        return soft_threshold(weight, threshold)
 
 
 def _ascent(
