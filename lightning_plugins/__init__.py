@@ -2,6 +2,7 @@
 
 - :class:`StudentLegibility` trains students beside the model and asks it to be easy to imitate.
 - :class:`L1Sparsity` makes weights exactly zero by proximal steps.
+- :class:`GroupSparsity` makes whole rows, columns, heads or neurons exactly zero; :func:`remove_dead_neurons` cuts them out.
 - :class:`L1InsteadOfL2` switches weight decay and dropout off.
 - :class:`InterpretabilityReport` only watches: it measures scores at the end and writes the run record.
 
@@ -12,16 +13,22 @@ from legibility.lightning_plugins.imitation._student_legibility import StudentLe
 from legibility.lightning_plugins.report._controls import RandomInitControl as RandomInitControl
 from legibility.lightning_plugins.report._controls import TemperatureControl as TemperatureControl
 from legibility.lightning_plugins.report._report import InterpretabilityReport as InterpretabilityReport
+from legibility.lightning_plugins.sparsity._group_sparsity import GroupSparsity as GroupSparsity
 from legibility.lightning_plugins.sparsity._l1_instead_of_l2 import L1InsteadOfL2 as L1InsteadOfL2
 from legibility.lightning_plugins.sparsity._l1_sparsity import L1Sparsity as L1Sparsity
+from legibility.lightning_plugins.sparsity._remove_dead_neurons import Smaller as Smaller
+from legibility.lightning_plugins.sparsity._remove_dead_neurons import remove_dead_neurons as remove_dead_neurons
 from legibility.lightning_plugins.sparsity._schedule import Schedule as Schedule
 
 __all__ = [
+    "GroupSparsity",
     "InterpretabilityReport",
     "L1InsteadOfL2",
     "L1Sparsity",
     "RandomInitControl",
     "Schedule",
+    "Smaller",
     "StudentLegibility",
     "TemperatureControl",
+    "remove_dead_neurons",
 ]
