@@ -4,6 +4,9 @@ Every function checks its arguments before it computes, works in float32 (float6
 weighting, scheduling and detaching to the caller. Lower is better for every value; the proximal steps return weights.
 """
 
+from legibility.losses._activations import activation_l1 as activation_l1
+from legibility.losses._activations import rectified_l1 as rectified_l1
+from legibility.losses._activations import tail_energy as tail_energy
 from legibility.losses._hidden import fraction_of_variance_unexplained as fraction_of_variance_unexplained
 from legibility.losses._imitation import entropy as entropy
 from legibility.losses._imitation import forward_kl as forward_kl
@@ -18,20 +21,27 @@ from legibility.losses._sparsity import group_l1_penalty as group_l1_penalty
 from legibility.losses._sparsity import l1_penalty as l1_penalty
 from legibility.losses._sparsity import log_penalty as log_penalty
 from legibility.losses._sparsity import root_mean_square as root_mean_square
+from legibility.losses._top_k import hard_threshold as hard_threshold
+from legibility.losses._top_k import magnitude_threshold as magnitude_threshold
 
 __all__ = [
+    "activation_l1",
     "entropy",
     "forward_kl",
     "fraction_of_variance_unexplained",
     "group_l1_penalty",
     "group_soft_threshold",
+    "hard_threshold",
     "kl_sum_and_gradient",
     "l1_penalty",
     "log_penalty",
+    "magnitude_threshold",
     "masked_mean",
+    "rectified_l1",
     "reverse_kl",
     "reweighted_soft_threshold",
     "root_mean_square",
     "soft_threshold",
     "symmetric_kl",
+    "tail_energy",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
-from legibility.lightning_plugins import L1Sparsity, StudentLegibility
+from legibility.lightning_plugins import L1Sparsity, StudentLegibility, TopKSparsity
 from legibility.students import MLPStudent
 
 
@@ -65,7 +65,11 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
             strategy = parallel(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
         trainer = pl.Trainer(
             accelerator="cpu", devices=world, strategy=strategy, max_epochs=epochs, logger=False,
-            callbacks={"legibility": [legibility], "l1": [L1Sparsity(2.0, total_steps=24)]}[which],
+            callbacks={
+                "legibility": [legibility],
+                "l1": [L1Sparsity(2.0, total_steps=24)],
+                "top_k": [TopKSparsity(0.8, scope="global", total_steps=24)],
+            }[which],
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             use_distributed_sampler=False,
         )  # fmt: skip

@@ -22,12 +22,13 @@ class ManualOptimization:
         optimizers: Those of the fit; :meth:`remove` takes the hooks off them.
         primary: Returns the primary, or None before it was found.
         adds: Whether there is a term to add; without one there is nothing to warn of.
+        who: The callback, for its warnings.
     """
 
     def __init__(
-        self, optimizers: Sequence[torch.optim.Optimizer], primary: Callable[[], nn.Module | None], adds: bool
+        self, optimizers: Sequence[torch.optim.Optimizer], primary: Callable[[], nn.Module | None], adds: bool, who: str
     ) -> None:
-        self._primary, self._adds = primary, adds
+        self._primary, self._adds, self._who = primary, adds, who
         self._handles: list[RemovableHandle] = [o.register_step_post_hook(self._notice) for o in optimizers]
         self._ledger = Ledger()
         self._warned: set[str] = set()
@@ -121,13 +122,13 @@ class ManualOptimization:
     def _warn(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            rank_zero_warn(f"StudentLegibility: {message}")
+            rank_zero_warn(f"{self._who}: {message}")
 
 
 def manual_optimization(
-    trainer: "Trainer", primary: Callable[[], nn.Module | None], adds: bool
+    trainer: "Trainer", primary: Callable[[], nn.Module | None], adds: bool, who: str
 ) -> ManualOptimization | None:
     """A :class:`ManualOptimization` for a fit whose module steps by hand, None for any other."""
     if trainer.lightning_module.automatic_optimization:
         return None
-    return ManualOptimization(trainer.optimizers, primary, adds)
+    return ManualOptimization(trainer.optimizers, primary, adds, who)

@@ -95,7 +95,7 @@ class Recorder:
         reads: str | None = None,
         with_gradients: bool = True,
     ) -> None:
-        self._modules = _modules_by_name(root)
+        self._modules = modules_by_name(root)
         self._hooks = Hooks(root)
         self._output = output
         self._with_gradients = with_gradients
@@ -239,10 +239,10 @@ class Recorder:
             return False
         if not self._with_gradients:
             return True
-        return torch.is_grad_enabled() and not _recomputing()
+        return torch.is_grad_enabled() and not recomputing()
 
     def _record(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        if self._with_gradients and _recomputing():
+        if self._with_gradients and recomputing():
             if name == self.model and not self._recorded:
                 raise ValueError(
                     f"`model`: {name or 'the LightningModule'!r} is hidden from autograd inside of a larger part that "
@@ -266,7 +266,7 @@ class Recorder:
             self._tapped[name] = _kept(result if isinstance(result, Tensor) else _first_floating(name, result))
 
 
-def _recomputing() -> bool:
+def recomputing() -> bool:
     """Inside backward, a forward call is activation checkpointing's recomputation."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
@@ -296,7 +296,7 @@ def _without_stale(call: _Call, before: _Call | None) -> _Call:
     return call._replace(tapped={n: leaf for n, leaf in call.tapped.items() if leaf is not before.tapped.get(n)})
 
 
-def _modules_by_name(root: nn.Module) -> dict[str, nn.Module]:
+def modules_by_name(root: nn.Module) -> dict[str, nn.Module]:
     """Modules by the names that users know. A wrapper goes by the name of what it wraps: it is what is called."""
     modules: dict[str, nn.Module] = {}
     # A module that hangs in two places has two names.

@@ -187,7 +187,7 @@ class StudentLegibility(LegibilityCallback):
             self.built, self._warm_up.start = None, self._pending["start"]
         self._warm_up.begin(trainer)
         self._seen_step = trainer.global_step
-        self._manual = manual_optimization(trainer, self._primary, adds=self.strength > 0)
+        self._manual = manual_optimization(trainer, self._primary, self.strength > 0, type(self).__name__)
 
     def _primary(self) -> nn.Module | None:
         return None if self._recorder is None or self._recorder.model is None else self._recorder.primary

@@ -93,7 +93,7 @@ class PenaltyStep(WeightStep):
             return
         if self.monitor is not None:  # the ranks may log losses of their own; zeros are the same everywhere
             reached = trainer.strategy.reduce(torch.as_tensor(reached, dtype=torch.float32), reduce_op="mean")
-        self._ascent.read(float(reached), since, self._penalised)
+        self._ascent.read(float(reached), steps=since, done=done, of=self._penalised)
         self._memory |= {"looked": done} | {f"ascent.{k}": v for k, v in self._ascent.state().items()}
 
     def _to_log(self) -> dict[str, Tensor | float]:

@@ -12,7 +12,7 @@ PROGRAM = Path(__file__).parents[1] / "two_shards.py"
 
 @pytest.mark.parametrize(
     ("namespace", "which"),
-    [("pytorch_lightning", "legibility"), ("lightning.pytorch", "l1")],
+    [("pytorch_lightning", "legibility"), ("lightning.pytorch", "l1"), ("pytorch_lightning", "top_k")],
 )
 def test_sharded_weights_equal_whole_ones(tmp_path: Path, namespace: str, which: str) -> None:
     main(namespace, str(tmp_path / "result"), which)
@@ -25,9 +25,11 @@ def test_sharded_weights_equal_whole_ones(tmp_path: Path, namespace: str, which:
     for ours, theirs in zip(first["gradients"], alone["gradients"], strict=True):
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
-    if which == "l1":
+    if which != "legibility":
         zeros = alone["weights"] == 0
         assert zeros.any()
+        if which == "top_k":  # of the matrices' 10 x 64 + 64 x 64 + 64 x 5
+            assert (first["weights"] == 0).sum() == zeros.sum() == 5056 - round(0.2 * 5056)
         assert ((first["weights"] == 0) != zeros).float().mean() < 1e-3
     else:
         assert any(alone["active"].values())
@@ -38,7 +40,7 @@ def test_sharded_weights_equal_whole_ones(tmp_path: Path, namespace: str, which:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["legibility", "l1"])
+@pytest.mark.parametrize("which", ["legibility", "l1", "top_k"])
 def test_resume_under_sharding_equals_uninterrupted(tmp_path: Path, which: str) -> None:
     (whole, _), (resumed, _) = (
         two(PROGRAM, "pytorch_lightning", tmp_path / how, which, how) for how in ("whole", "resumed")

@@ -1,0 +1,121 @@
+"""Top-k sparsity: after each step only the largest weights stay."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from legibility.lightning_plugins.foundation._callback import check_share
+from legibility.lightning_plugins.sparsity._schedule import Schedule
+from legibility.lightning_plugins.sparsity._weight_step import Stepped, WeightStep
+from legibility.losses import hard_threshold, magnitude_threshold
+
+_TOLERANCE = 1e-3  # of the kept weights: most steps then need one look at the weights
+
+
+class TopKSparsity(WeightStep):
+    r"""Keeps the largest weights after each optimizer step and sets all others to exactly zero.
+
+    .. math:: w_i \leftarrow w_i\,[\,|w_i| > t\,], \qquad |\{i : |w_i| > t\}| = k_t = \mathrm{round}(f_t N),
+              \qquad f_t = 1 - \mathrm{sparsity} \cdot s_t
+
+    with s the schedule's level and N the number of weights of a tensor, or of all targets of an optimizer. Weights that
+    were dropped get gradients and moments like any other: they come back when a step makes them large enough. Up to
+    0.1 % more than k_t may stay; exactly that many do at the last step before healing, or of all (but for ties, which stay).
+
+    Args:
+        sparsity: Share of zeros in the end, in [0, 1). 0 does nothing at all.
+        targets: Shell patterns over parameter names.
+        exclude: Patterns to leave out, beyond biases, norms, embeddings, 1-D and parametrised parameters.
+        scope: "tensor" keeps the same share of each weight; "global" compares all targets of an optimizer.
+        minimum_per_row: Weights that each row (the inputs of one unit) keeps in any case; with it, more than k may stay.
+        heal: Share of the steps, in [0, 1), at the end, during which the zeros no longer move.
+        schedule: Way from dense to sparse over the steps before healing.
+        total_steps: Number of optimizer steps, where the trainer can't tell.
+
+    Raises:
+        ValueError: Before the first step: a sparsity outside of [0, 1), a pattern that matches nothing, an unknown
+            number of steps, targets that no optimizer steps, ``minimum_per_row`` with weights sharded along their rows.
+
+    Logs ``legibility/top_k/zeros`` and ``legibility/top_k/strength`` (the sparsity asked for in the end).
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> trainer = Trainer(callbacks=[TopKSparsity(0.9)], logger=False, enable_checkpointing=False)
+
+    Source: Gao et al., "Weight-sparse transformers have interpretable circuits", arXiv:2511.13653, 2025, without its
+    changes to learning rate and gradients.
+    """
+
+    term = "top_k"
+
+    def __init__(
+        self,
+        sparsity: float,
+        targets: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
+        scope: Literal["tensor", "global"] = "tensor",
+        minimum_per_row: int = 0,
+        heal: float = 0.0,
+        schedule: Schedule | None = None,
+        total_steps: int | None = None,
+    ) -> None:
+        schedule = Schedule.anneal() if schedule is None else schedule
+        if max(level for _, level in schedule.knots) > 1:
+            raise ValueError(f"`schedule` leads from dense (0) to sparse (1); got levels above 1: {schedule.knots}.")
+        super().__init__(targets, exclude, schedule, heal, total_steps)
+        self.sparsity = check_share(sparsity, "sparsity")
+        if scope not in ("tensor", "global"):
+            raise ValueError(f'`scope` must be "tensor" or "global", got {scope!r}.')
+        self.scope = scope
+        if minimum_per_row < 0:
+            raise ValueError(f"`minimum_per_row` must be 0 or above, got {minimum_per_row}.")
+        self.minimum_per_row = minimum_per_row
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """The sparsity asked for, under the name of the term."""
+        return {"top_k": self.sparsity}
+
+    def _move(self, stepped: Sequence[Stepped], optimizer: Optimizer, step: int) -> None:
+        level = self.schedule.level(step, self._penalised)
+        if level == 0 or not stepped:
+            return
+        together = {"global": list(stepped)} if self.scope == "global" else {one.name: [one] for one in stepped}
+        for name, members in together.items():
+            size = sum(one.weight.numel() for one in members)
+            key = f"threshold.{name}"
+            threshold = magnitude_threshold(
+                [_local(one.weight) for one in members],
+                round((1 - self.sparsity * level) * size),
+                start=self._memory.get(key),
+                tolerance=0.0 if step == self._penalised - 1 else _TOLERANCE,
+                total=_total(members[0].weight),
+            )
+            self._memory[key] = threshold
+            for one in members:
+                local = _local(one.weight)
+                local.copy_(hard_threshold(local, threshold, minimum_per_row=self.minimum_per_row))
+
+
+def _local(weight: Tensor) -> Tensor:
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def _total(weight: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """Adds counts up over the ranks that hold shards of a weight."""
+    if not isinstance(weight, DTensor):
+        return None
+    mesh = weight.device_mesh
+
+    def add(count: Tensor) -> Tensor:
+        count = count.to(mesh.device_type)
+        for dimension, placement in enumerate(weight.placements):
+            if placement.is_shard():
+                dist.all_reduce(count, group=mesh.get_group(dimension))
+        return count
+
+    return add
