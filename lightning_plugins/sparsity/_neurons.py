@@ -125,10 +125,12 @@ def _read(graph: Graph, prefix: str, tensors: Tensors, found: Found) -> None:
         if node.op != "call_module" or not isinstance(tensors.modules.get(path_of(node)), _LINEAR):
             continue
         path = path_of(node)
-        way = _Way(node, path, tensors, path_of)
-        reason = way.follow() if calls.count(path) == 1 else "is called more than once"
-        if reason is None and calls.count(way.reader) > 1:
-            reason = f"{way.reader}, which reads it, is called more than once"
+        reason = _why_not(tensors, path) or ("is called more than once" if calls.count(path) > 1 else None)
+        if reason is None:
+            way = _Way(node, path, tensors, path_of)
+            reason = way.follow()
+            if reason is None and calls.count(way.reader) > 1:
+                reason = f"{way.reader}, which reads it, is called more than once"
         if reason is not None:
             found.left_out[path] = reason
         else:
@@ -164,7 +166,8 @@ class _Way:
             if user.op == "call_module":
                 module = self.tensors.modules[self.path_of(user)]
                 if isinstance(module, _LINEAR):
-                    return self._arrive(self.path_of(user), module)
+                    reason = _why_not(self.tensors, self.path_of(user))
+                    return f"{self.path_of(user)}, which reads it, {reason}" if reason else self._arrive(user)
                 reason = self._pass(self.path_of(user), module)
             else:
                 reason = self._through(user)
@@ -211,7 +214,9 @@ class _Way:
             return None
         return f"its output passes {node.name}, which is not known to treat units one by one"
 
-    def _arrive(self, path: str, reader: Any) -> str | None:
+    def _arrive(self, node: Node) -> str | None:
+        path = self.path_of(node)
+        reader: Any = self.tensors.modules[path]
         width = reader.weight.shape[1] * getattr(reader, "groups", 1)
         if getattr(reader, "groups", 1) != 1 or getattr(self.layer, "groups", 1) != 1:
             return f"it or {path}, which reads it, is a grouped convolution"
@@ -235,17 +240,20 @@ def _take(
     between: tuple[Piece, ...],
     still: bool,
 ) -> None:
-    layer, other = tensors.modules[path], tensors.modules[reader]
-    for name, module in ((path, layer), (reader, other)):
-        biases = ["bias"] if module is layer and _has(module, "bias") else []
-        reason = tensors.why_not(module, ["weight", *biases])
-        if reason is None and not any(type(module).forward is kind.forward for kind in _LINEAR):
-            reason = f"has a forward of its own ({type(module).__name__})"
-        if reason is not None:
-            found.left_out[path] = reason if name == path else f"{reader}, which reads it, {reason}"
-            return
+    reason = _why_not(tensors, reader)
+    reason = _why_not(tensors, path) or (reason and f"{reader}, which reads it, {reason}")
+    if reason is not None:
+        found.left_out[path] = reason
+        return
     rows = tensors.with_bias(path, "weight", "bias")
     found.append(Units(path, rows, (tensors.piece(reader, "weight", 1, outer, inner),), between, still))
+
+
+def _why_not(tensors: Tensors, path: str) -> str | None:
+    layer = tensors.modules[path]
+    if not any(type(layer).forward is kind.forward for kind in _LINEAR):
+        return f"has a forward of its own ({type(layer).__name__})"
+    return tensors.why_not(layer, ["weight", "bias"] if _has(layer, "bias") else ["weight"])
 
 
 def _asks(node: Node) -> bool:
