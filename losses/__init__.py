@@ -15,6 +15,7 @@ from legibility.losses._imitation import reverse_kl as reverse_kl
 from legibility.losses._imitation import symmetric_kl as symmetric_kl
 from legibility.losses._meeting import kl_sum_and_gradient as kl_sum_and_gradient
 from legibility.losses._pieces import in_pieces as in_pieces
+from legibility.losses._proximal import group_soft_threshold as group_soft_threshold
 from legibility.losses._proximal import reweighted_soft_threshold as reweighted_soft_threshold
 from legibility.losses._proximal import soft_threshold as soft_threshold
 from legibility.losses._sparsity import group_l1_penalty as group_l1_penalty
@@ -30,6 +31,7 @@ __all__ = [
     "forward_kl",
     "fraction_of_variance_unexplained",
     "group_l1_penalty",
+    "group_soft_threshold",
     "hard_threshold",
     "in_pieces",
     "kl_sum_and_gradient",

@@ -8,6 +8,17 @@ from torch import Tensor
 _KEPT = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
+def check_dims(dim: int | tuple[int, ...], w: Tensor) -> tuple[int, ...]:
+    """`dim` as dimensions from 0 up; raises ValueError unless they are one or more different dimensions of `w`."""
+    dims = (dim,) if isinstance(dim, int) else tuple(dim)
+    inside = {d % w.ndim for d in dims if -w.ndim <= d < w.ndim}
+    if not dims or len(inside) != len(dims):
+        raise ValueError(
+            f"`dim` must name one or more different dimensions of `w`, whose shape is {tuple(w.shape)}, got {dim}"
+        )
+    return tuple(sorted(inside))
+
+
 def check_floating(tensor: Tensor, argument: str, expected: str, *, complex_too: bool = False) -> None:
     """Raises TypeError unless `tensor` is a floating point tensor (or complex, with `complex_too`)."""
     if not isinstance(tensor, Tensor):

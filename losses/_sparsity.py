@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from legibility.losses._inputs import check_floating, check_positive, working_precision
+from legibility.losses._inputs import check_dims, check_floating, check_positive, working_precision
 
 _WEIGHTS = "floating point or complex weights"
 
@@ -106,12 +106,7 @@ def group_l1_penalty(w: Inexact[Tensor, "..."], *, dim: int | tuple[int, ...]) -
         Yuan & Lin, "Model selection and estimation in regression with grouped variables", 2006.
     """
     weights = _checked(w)
-    dims = (dim,) if isinstance(dim, int) else tuple(dim)
-    inside = {d % weights.ndim for d in dims if -weights.ndim <= d < weights.ndim}
-    if not dims or len(inside) != len(dims):
-        raise ValueError(
-            f"`dim` must name one or more different dimensions of `w`, whose shape is {tuple(weights.shape)}, got {dim}"
-        )
+    dims = check_dims(dim, weights)
     if weights.numel() == 0:
         return weights.abs().sum()
     norms: Tensor = torch.linalg.vector_norm(weights, dim=dims)

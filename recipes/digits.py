@@ -160,7 +160,7 @@ RECIPE = Recipe(
         "reweighted-heal": Arm(_model(learning_rate=5e-3), [_sparse(192.0, heal=0.35)]),
         "reweighted-heal-light": Arm(
             _model(learning_rate=2e-2, weight_decay=0.1, dropout=0.1),
-            [_sparse({"net.0.*": 109.0, "net.3.*": 182.0, "net.6.*": 273.0}, heal=0.35, **_RISING)],
+            [_sparse({"net.0.*": 115.0, "net.3.*": 191.0, "net.6.*": 287.0}, heal=0.35, **_RISING)],
         ),
     },
     presets={

@@ -1,26 +1,22 @@
 """L1 sparsity by proximal steps: true zeros, independent of how the loss is optimised."""
 
-import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from legibility.lightning_plugins.foundation._callback import check_positive, check_share, check_strength
-from legibility.lightning_plugins.sparsity._ascent import Ascent
+from legibility.lightning_plugins.sparsity._penalty_step import PenaltyStep
 from legibility.lightning_plugins.sparsity._schedule import Schedule
-from legibility.lightning_plugins.sparsity._weight_step import Stepped, WeightStep, skipped
+from legibility.lightning_plugins.sparsity._weight_step import Stepped, skipped
 from legibility.losses import in_pieces, reweighted_soft_threshold, root_mean_square, soft_threshold
 
 if TYPE_CHECKING:
-    from pytorch_lightning import LightningModule, Trainer
-
-_READINGS = 500  # how often in a fit a strength that finds itself looks at what it has reached
+    from pytorch_lightning import Trainer
 
 
-class L1Sparsity(WeightStep):
+class L1Sparsity(PenaltyStep):
     r"""Makes weights exactly zero by a soft threshold after each optimizer step.
 
     For each weight tensor W with RMS c at the start of the fit, learning rate :math:`\eta_t` and T steps,
@@ -92,31 +88,14 @@ class L1Sparsity(WeightStep):
         loss_budget: float | None = None,
         monitor: str | None = None,
     ) -> None:
-        self._ascent = _ascent(strength, sparsity, loss_budget, monitor)
-        budgets = strength if isinstance(strength, Mapping) else {"*": 1.0 if strength is None else strength}
-        self.budgets = {pattern: check_strength(budget, "strength") for pattern, budget in budgets.items()}
-        if isinstance(strength, Mapping):
-            if targets != "*":
-                raise ValueError("`targets`: the patterns of `strength` are the targets already; give one of the two.")
-            targets = list(self.budgets)
-        super().__init__(targets, exclude, schedule or Schedule(), heal, total_steps)
+        super().__init__(
+            strength, targets, exclude, schedule, heal, total_steps,
+            follow_rate=follow_rate, sparsity=sparsity, loss_budget=loss_budget, monitor=monitor,
+        )  # fmt: skip
         self.reweighted = reweighted
-        self.follow_rate = follow_rate
         if preconditioned is not None and not 0 < preconditioned <= 1:
             raise ValueError(f"`preconditioned` is a floor in (0, 1], got {preconditioned}.")
         self.preconditioned = preconditioned
-        self.monitor = monitor
-
-    @property
-    def strength(self) -> float:
-        """The budget; of several, the largest."""
-        return max(self.budgets.values())
-
-    @property
-    def strengths(self) -> dict[str, float]:
-        """The budget, under the name of the term; with several, one for each pattern too."""
-        each = {f"l1.{pattern}": budget for pattern, budget in self.budgets.items()} if len(self.budgets) > 1 else {}
-        return {"l1": self.strength} | each
 
     def _begin(self, trainer: "Trainer", fresh: bool) -> None:
         if self.preconditioned is not None and not all("betas" in o.param_groups[0] for o in trainer.optimizers):
@@ -125,59 +104,18 @@ class L1Sparsity(WeightStep):
                 f"got {', '.join(type(o).__name__ for o in trainer.optimizers)}. Leave it out."
             )
         self._budget = {name: self._budget_of(name) for name in self._weights}
-        self._levels = self.schedule.total(self._penalised)
         if fresh:
             for name, weight in self._weights.items():
                 self._memory[f"rms.{name}"] = float(root_mean_square(weight.detach()))
-        if self._ascent is not None:
-            self._ascent.restore({k.removeprefix("ascent."): v for k, v in self._memory.items() if "ascent." in k})
-
-    def _budget_of(self, name: str) -> float:
-        return next(budget for pattern, budget in self.budgets.items() if fnmatch.fnmatchcase(name, pattern))
-
-    def on_train_batch_end(
-        self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Looks whether the goal is reached, if there is one, and logs."""
-        if self._ascent is not None and self.active:
-            with self._timed():
-                self._look(trainer)
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def _look(self, trainer: "Trainer") -> None:
-        done = max(self._done.values(), default=0)
-        since = done - int(self._memory.get("looked", 0))
-        if self._ascent is None or done >= self._penalised or since < max(1, self._penalised // _READINGS):
-            return
-        reached: Any = self.zero_share() if self.monitor is None else trainer.callback_metrics.get(self.monitor)
-        if reached is None:
-            return
-        if self.monitor is not None:  # the ranks may log losses of their own; zeros are the same everywhere
-            reached = trainer.strategy.reduce(torch.as_tensor(reached, dtype=torch.float32), reduce_op="mean")
-        self._ascent.read(float(reached), steps=since, done=done, of=self._penalised)
-        self._memory |= {"looked": done} | {f"ascent.{k}": v for k, v in self._ascent.state().items()}
-
-    def _to_log(self) -> dict[str, Tensor | float]:
-        return {} if self._ascent is None else {"factor": self._ascent.factor}
+        super()._begin(trainer, fresh)
 
     def _move(self, stepped: Sequence[Stepped], optimizer: Optimizer, step: int) -> None:
-        level = self.schedule.level(step, self._penalised) / self._levels if self._levels > 0 else 0.0
-        factor = level if self._ascent is None else level * self._ascent.factor
         for one in stepped:
             size = self._memory[f"rms.{one.name}"]
-            threshold = self._budget[one.name] * size * factor * (one.pace if self.follow_rate else 1.0)
-            if one.weight.dtype in (torch.bfloat16, torch.float16):
-                threshold = self._collected(one, size, threshold)
+            threshold = self._threshold(self._budget[one.name], size, one.pace, step)
+            threshold = self._collected(one.name, one.weight.dtype, size, threshold)
             if threshold > 0:
                 self._shrink(one, size, threshold, optimizer)
-
-    def _collected(self, one: Stepped, size: float, threshold: float) -> float:
-        """The thresholds since the last move, once they exceed what the dtype can tell apart; else 0."""
-        key = f"collected.{one.name}"
-        collected = self._memory.get(key, 0.0) + threshold
-        enough = collected >= 4 * torch.finfo(one.weight.dtype).eps * size
-        self._memory[key] = 0.0 if enough else collected
-        return collected if enough else 0.0
 
     def _shrink(self, one: Stepped, size: float, base: float, optimizer: Optimizer) -> None:
         threshold: float | Tensor = base
@@ -199,26 +137,3 @@ class L1Sparsity(WeightStep):
         if self.reweighted:
             return reweighted_soft_threshold(weight, threshold, epsilon=0.1 * size + 1e-30)
         return soft_threshold(weight, threshold)
-
-
-def _ascent(
-    strength: float | Mapping[str, float] | None,
-    sparsity: float | None,
-    loss_budget: float | None,
-    monitor: str | None,
-) -> Ascent | None:
-    if sparsity is None and loss_budget is None:
-        if strength is None:
-            raise ValueError("`strength` is missing: give a budget, or a goal by `sparsity=` or `loss_budget=`.")
-        if monitor is not None:
-            raise ValueError("`monitor` is the loss that `loss_budget` is about; give that too.")
-        return None
-    if sparsity is not None and loss_budget is not None:
-        raise ValueError("`sparsity` and `loss_budget` are two goals; one strength can follow only one of them.")
-    if sparsity is not None:
-        if monitor is not None:
-            raise ValueError("`monitor` belongs to `loss_budget`, not to `sparsity`.")
-        return Ascent(sparsity=check_share(sparsity, "sparsity"))
-    if monitor is None:
-        raise ValueError('`monitor` is missing: the name of the logged loss that `loss_budget` is about, "train_loss".')
-    return Ascent(loss_budget=check_positive(loss_budget or 0.0, "loss_budget"))

@@ -48,8 +48,8 @@ class WeightStep(LegibilityCallback):
     A subclass implements ``_move`` (one step) and may implement ``_begin`` (the weights are known, so is the number of
     steps). For the last ``heal`` share of the steps nothing is moved, but what is zero stays zero.
 
-    Everything a resumed fit needs is kept as plain numbers: the steps of each optimizer, the highest learning rate of
-    each parameter group, and what a subclass remembers in ``_memory``.
+    Everything a resumed fit needs is kept as plain numbers and tensors: the steps of each optimizer, the highest learning
+    rate of each parameter group, and what a subclass remembers in ``_memory`` (numbers) and ``_tensors``.
     """
 
     #: Under which name it logs.
@@ -81,6 +81,7 @@ class WeightStep(LegibilityCallback):
         self._done: dict[str, int] = {}
         self._peak: dict[str, float] = {}
         self._memory: dict[str, float] = {}
+        self._tensors: dict[str, Tensor] = {}
 
     def _begin(self, trainer: "Trainer", fresh: bool) -> None:
         """Everything is restored: remember what the first step needs, unless the fit is resumed (not fresh)."""
@@ -116,7 +117,7 @@ class WeightStep(LegibilityCallback):
         state, self._pending = self._pending, None
         if state:
             self._start, self._done, self._peak = state["start"], dict(state["done"]), dict(state["peak"])
-            self._memory = dict(state["memory"])
+            self._memory, self._tensors = dict(state["memory"]), dict(state.get("tensors", {}))
         else:
             self._start = trainer.global_step
         end = total_steps(trainer) if self.total_steps is None else self._start + self.total_steps
@@ -152,11 +153,12 @@ class WeightStep(LegibilityCallback):
         return torch.as_tensor(zeros) / sum(weight.numel() for weight in self._weights.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, so that a resumed fit goes on exactly."""
+        """Plain numbers and tensors, so that a resumed fit goes on exactly."""
         if self._start is None:
             return {}
         kept = {"start": self._start, "done": self._done, "peak": self._peak, "memory": self._memory}
-        return {key: dict(value) if isinstance(value, dict) else value for key, value in kept.items()}
+        tensors = {"tensors": {name: tensor.clone() for name, tensor in self._tensors.items()}} if self._tensors else {}
+        return {key: dict(value) if isinstance(value, dict) else value for key, value in kept.items()} | tensors
 
     def on_validation_batch_start(
         self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -1,13 +1,21 @@
 """Soft thresholds: hand values, the minimisation they stand for, exact zeros, dtypes, complex weights, wrong input."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from legibility.losses import log_penalty, reweighted_soft_threshold, root_mean_square, soft_threshold
+from legibility.losses import (
+    group_l1_penalty,
+    group_soft_threshold,
+    log_penalty,
+    reweighted_soft_threshold,
+    root_mean_square,
+    soft_threshold,
+)
 
 
 def weights(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -206,6 +214,98 @@ class TestReweightedSoftThreshold:
     def test_wrong_epsilon(self, epsilon: float) -> None:
         with pytest.raises(ValueError, match="`epsilon` must be a finite number above 0, got"):
             reweighted_soft_threshold(torch.ones(2), 0.1, epsilon=epsilon)
+
+
+class TestGroupSoftThreshold:
+    def test_hand_value(self) -> None:
+        # sqrt|g| = sqrt 2: t = 1/sqrt 2 takes 1 from each length: 5 -> 4, 1 -> 0
+        w = torch.tensor([[3.0, -4.0], [0.6, 0.8], [0.0, 0.0]], dtype=torch.float64)
+        expected = torch.tensor([[2.4, -3.2], [0.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+        torch.testing.assert_close(group_soft_threshold(w, math.sqrt(0.5) + 1e-12, dim=1), expected)
+        assert (group_soft_threshold(w, math.sqrt(0.5) + 1e-12, dim=1)[1:] == 0).all()
+        assert torch.equal(group_soft_threshold(w, 0.0, dim=1), w)
+        assert torch.equal(group_soft_threshold(w, math.inf, dim=1), torch.zeros_like(w))
+        # columns: lengths sqrt(9.36), sqrt(16.64), sqrt|g| = sqrt 3
+        kept = 1 - 0.5 * math.sqrt(3) / torch.tensor([math.sqrt(9.36), math.sqrt(16.64)], dtype=torch.float64)
+        torch.testing.assert_close(group_soft_threshold(w, 0.5, dim=0), w * kept)
+
+    @pytest.mark.parametrize("threshold", [0.05, 0.3, 0.9])
+    def test_minimises_its_objective(self, threshold: float) -> None:
+        scipy = pytest.importorskip("scipy.optimize")
+        w = weights(4, 3, dtype=torch.float64)
+
+        def objective(x: Any) -> float:
+            v = torch.tensor(x).reshape(4, 3)
+            return float(0.5 * (v - w).square().sum() + threshold * group_l1_penalty(v, dim=1))
+
+        best = scipy.minimize(objective, w.numpy().ravel(), method="Powell", options={"xtol": 1e-9, "ftol": 1e-13})
+        found = group_soft_threshold(w, threshold, dim=1)
+        assert objective(found.numpy().ravel()) <= best.fun + 1e-12
+        assert torch.allclose(found, torch.tensor(best.x).reshape(4, 3), atol=1e-3)
+
+    def test_groups_of_one_are_the_soft_threshold(self) -> None:
+        w = weights(50, 1, dtype=torch.float64)
+        torch.testing.assert_close(group_soft_threshold(w, 0.4, dim=1), soft_threshold(w, 0.4))
+
+    def test_one_threshold_means_the_same_for_any_size(self) -> None:
+        # A group whose weights all are c dies at t = c, be it of 2 weights or of 1000.
+        for size in (2, 1000):
+            w = torch.full((1, size), 0.5, dtype=torch.float64)
+            torch.testing.assert_close(group_soft_threshold(w, 0.2, dim=1), torch.full_like(w, 0.3))
+            assert (group_soft_threshold(w, 0.5 + 1e-9, dim=1) == 0).all()
+
+    def test_thresholds_add_up_and_directions_stay(self) -> None:
+        w = weights(7, 5, 3, dtype=torch.float64)
+        thrice = group_soft_threshold(group_soft_threshold(w, 0.1, dim=(1, 2)), 0.2, dim=(1, 2))
+        once = group_soft_threshold(w, 0.3, dim=(-1, -2))
+        torch.testing.assert_close(thrice, once)
+        cosine = F.cosine_similarity(once.flatten(1), w.flatten(1))
+        torch.testing.assert_close(cosine, torch.ones_like(cosine))
+
+    def test_a_threshold_for_each_group(self) -> None:
+        w = weights(3, 4, dtype=torch.float64)
+        each = torch.tensor([[0.1], [0.0], [9.0]], dtype=torch.float64)
+        found = group_soft_threshold(w, each, dim=1)
+        rows = [group_soft_threshold(w[i : i + 1], each[i].item(), dim=1) for i in range(3)]
+        torch.testing.assert_close(found, torch.cat(rows))
+        assert group_soft_threshold(w, torch.tensor([0.1, 0.2, 0.3, 9.0]), dim=0)[:, 3].tolist() == [0, 0, 0]
+
+    def test_nan_and_infinity_stay_in_their_group(self) -> None:
+        w = torch.tensor([[1.0, math.nan], [1.0, math.inf], [3.0, 4.0]])
+        found = group_soft_threshold(w, 0.0, dim=1)
+        assert found[:2].isnan().all() and found[2].tolist() == [3.0, 4.0]
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_computes_in_float32(self, dtype: torch.dtype) -> None:
+        w = (300 * weights(20, 300)).to(dtype)  # in half precision the squares overflow
+        found = group_soft_threshold(w, 12.3, dim=1)
+        assert found.dtype == dtype and found.isfinite().all()
+        assert torch.equal(found, group_soft_threshold(w.float(), 12.3, dim=1).to(dtype))
+
+    def test_complex_weights(self) -> None:
+        w = torch.tensor([[3j, 4.0]], dtype=torch.complex128)
+        torch.testing.assert_close(group_soft_threshold(w, math.sqrt(0.5), dim=1), 0.8 * w)
+
+    def test_gradient_away_from_the_kink(self) -> None:
+        w = weights(4, 3, dtype=torch.float64).requires_grad_()
+        assert torch.autograd.gradcheck(lambda v: group_soft_threshold(v, 0.3, dim=1), w)
+
+    @pytest.mark.parametrize(("shape", "dim"), [((0, 3), 1), ((3, 0), 1), ((0,), 0), ((1,), 0)])
+    def test_empty(self, shape: tuple[int, ...], dim: int) -> None:
+        assert group_soft_threshold(torch.ones(shape), 0.5, dim=dim).shape == shape
+
+    @pytest.mark.parametrize("dim", [2, -3, (), (0, 0), (0, -2)])
+    def test_wrong_dim(self, dim: int | tuple[int, ...]) -> None:
+        with pytest.raises(ValueError, match=r"`dim` must name one or more different dimensions.*\(3, 2\), got"):
+            group_soft_threshold(torch.ones(3, 2), 0.1, dim=dim)
+
+    def test_wrong_threshold(self) -> None:
+        with pytest.raises(ValueError, match=r"`threshold` must be the same within a group: .*`dim` 1, got \(3, 2\)"):
+            group_soft_threshold(torch.ones(3, 2), torch.zeros(3, 2), dim=1)
+        with pytest.raises(ValueError, match="`threshold` must be 0 or above, got -1"):
+            group_soft_threshold(torch.ones(3, 2), -1.0, dim=1)
+        with pytest.raises(TypeError, match="`w` must be floating point"):
+            group_soft_threshold(torch.ones(3, 2, dtype=torch.int64), 1.0, dim=1)
 
 
 @pytest.mark.parametrize("reweighted", [False, True])
