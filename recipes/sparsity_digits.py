@@ -11,12 +11,15 @@ import functools
 from typing import Any
 
 from pytorch_lightning.callbacks import ModelPruning
+from torch import nn
 
 from legibility.recipes import Arm, Preset, Recipe
 
 
 class PruneOnce(ModelPruning):
-    """Lightning's ModelPruning, once: the smallest weights of all layers together, then fine-tuning.
+    """Lightning's ModelPruning, once: the smallest weights of all matrices together, then fine-tuning.
+
+    By itself it takes norms and embeddings too; here it gets the weights that the other methods get.
 
     Args:
         amount: Share of all weights.
@@ -28,13 +31,20 @@ class PruneOnce(ModelPruning):
     """
 
     def __init__(self, amount: float, epoch: int) -> None:
-        super().__init__(
-            "l1_unstructured",
-            parameter_names=["weight"],
-            amount=amount,
-            apply_pruning=functools.partial(int.__eq__, epoch),
-            use_lottery_ticket_hypothesis=False,
-        )
+        now = functools.partial(int.__eq__, epoch)
+        super().__init__("l1_unstructured", amount=amount, apply_pruning=now, use_lottery_ticket_hypothesis=False)
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Names the matrices."""
+        self._parameters_to_prune = [
+            (module, name)
+            for module in pl_module.modules()
+            # An attention's output projection is read without being called, which pruning's hooks wait for.
+            if not isinstance(module, (nn.Embedding, nn.modules.linear.NonDynamicallyQuantizableLinear))
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.ndim > 1
+        ]
+        super().setup(trainer, pl_module, stage)
 
 
 def _plugin(name: str, **settings: Any) -> dict[str, object]:
