@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -32,7 +33,7 @@ def fit(folder: Path, arm: str, seed: int, strength: float) -> None:
         progress=False,
     )
     students = [StudentLegibility(strength=strength, students=[MLPStudent(width=4)])] if strength else []
-    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", default_root_dir=folder, callbacks=[*students, report], **quiet
     )

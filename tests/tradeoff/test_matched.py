@@ -322,6 +322,14 @@ def test_curves_join_strength_zero_and_temperature_one(record: Make) -> None:
     assert pairs == [("a", "b"), ("a", "c-5"), ("a", "temperature"), ("b", "c-5"), ("b", "temperature")]
 
 
+def test_a_baseline_that_is_one_strength_of_a_method_belongs_to_it(record: Make) -> None:
+    arms = {"width-64": (1.0, 1.0), "width-32": (1.1, 0.8), "width-16": (1.2, 0.7), "a-1": (1.1, 0.6)}
+    runs = [record(arm, 0, loss, {"kl": kl}) for arm, (loss, kl) in arms.items()]
+    section = compare(runs, baseline="width-64").sections[0]
+    found = curves(section, section.headlines[0])
+    assert [(one.method, one.fewest) for one in found] == [("width", 3), ("a-1", 1)]
+
+
 def test_arms_of_other_terms_are_other_methods(record: Make) -> None:
     arms = {"plain": (1.0, 1.0), "x-1": (1.1, 0.8), "x-2": (1.2, 0.7)}
     section = section_of(record, arms, **{"x-1": {"strengths": {"l1": 1.0}}, "x-2": {"strengths": {"legibility": 2.0}}})

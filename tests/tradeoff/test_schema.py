@@ -73,12 +73,21 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path] * bool(path) + [found for key, item in items for found in places(item, (*path, key))]
 
 
-def changed(payload: dict[str, Any], path: tuple[Any, ...], change: Callable[[Any, Any], None]) -> dict[str, Any]:
-    result = copy.deepcopy(payload)
-    parent: Any = result
-    for key in path[:-1]:
-        parent = parent[key]
-    change(parent, path[-1])
+def trials_at(payload: dict[str, Any], path: tuple[Any, ...], values: list[Any]) -> list[dict[str, Any]]:
+    """The payload without what is at `path`, with each of `values` in its place, and with a stranger beside it."""
+    result = []
+    for change in range(len(values) + 2):
+        trial = copy.deepcopy(payload)
+        parent: Any = trial
+        for key in path[:-1]:
+            parent = parent[key]
+        if change < len(values):
+            parent[path[-1]] = values[change]
+        elif change == len(values):
+            parent.pop(path[-1])
+        elif isinstance(path[-1], str):
+            parent[f"{path[-1]}s"] = 1
+        result.append(trial)
     return result
 
 
@@ -107,12 +116,7 @@ def test_the_oracle_and_we_accept_and_refuse_the_same(
     file = tmp_path / "changed.json"
     said = {True: 0, False: 0}
     for path in places(payload):
-        trials = [changed(payload, path, lambda parent, key: parent.pop(key))]
-        for value in rng.sample(values, 6):
-            trials.append(changed(payload, path, lambda parent, key, value=value: parent.__setitem__(key, value)))
-        if isinstance(path[-1], str):
-            trials.append(changed(payload, path, lambda parent, key: parent.__setitem__(f"{key}s", 1)))
-        for trial in trials:
+        for trial in trials_at(payload, path, rng.sample(values, 6)):
             file.write_text(json.dumps(trial))
             try:
                 load_record(file)

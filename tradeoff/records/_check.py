@@ -9,6 +9,7 @@ import functools
 import json
 import sys
 import types
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -47,7 +48,10 @@ def check(payload: Any, file: str) -> RunRecord:
         raise ValueError(
             f"{file}: `schema` is {schema!r}, this version of legibility reads {SCHEMA!r}; {_way_out(schema)}"
         )
-    record: RunRecord = _decode(payload, RunRecord, "", file)
+    try:
+        record: RunRecord = _reader(RunRecord)(payload)
+    except _UnfitError as error:
+        raise ValueError(f"{file}: {error}") from None
     try:
         datetime.fromisoformat(record.created)
     except ValueError as error:
@@ -69,64 +73,138 @@ def _way_out(schema: Any) -> str:
     return "read it with the version that wrote it, or run it again"
 
 
-_NAMES = {str: "a string", bool: "true or false", int: "a whole number", float: "a finite number", list: "a list"}
+class _UnfitError(Exception):
+    """What doesn't fit, found deep inside a file; each level on the way up adds its step to `steps`."""
+
+    def __init__(self, text: str, *steps: str) -> None:
+        super().__init__(text)
+        self.text, self.steps = text, list(steps)
+
+    def __str__(self) -> str:
+        return self.text.format("".join(reversed(self.steps)).lstrip("."))
+
+
+_Read = Callable[[Any], Any]
+
+_NAMES = {str: "a string", bool: "true or false", int: "a whole number", float: "a finite number"}
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
-
-
-def _decode(value: Any, hint: Any, where: str, file: str) -> Any:
-    """Checks `value` against the annotation `hint` and builds it; `where` is its place in the file."""
+def _reader(hint: Any) -> _Read:
+    """The function that checks a value against the annotation `hint` and builds it; made once for each annotation."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
-        return value
+        return lambda value: value
     if origin in (Union, types.UnionType):
-        (inner,) = (argument for argument in arguments if argument is not type(None))
-        return None if value is None else _decode(value, inner, where, file)
+        (inner,) = (_reader(argument) for argument in arguments if argument is not type(None))
+        return lambda value: None if value is None else inner(value)
     if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{file}: `{where}` must be one of {', '.join(map(repr, arguments))}, got {value!r}")
-        return value
+        return functools.partial(_one_of, arguments)
     if origin is list:
-        if not isinstance(value, list):
-            raise _wrong(file, where, "a list", value)
-        return [_decode(item, arguments[0], f"{where}[{index}]", file) for index, item in enumerate(value)]
+        return functools.partial(_list, _reader(arguments[0]))
     if origin is not None:
-        if not isinstance(value, dict):
-            raise _wrong(file, where, "an object", value)
-        return {key: _decode(item, arguments[1], f"{where}.{key}", file) for key, item in value.items()}
+        return functools.partial(_mapping, _reader(arguments[1]))
     if dataclasses.is_dataclass(hint):
-        return _decode_dataclass(value, hint, where, file)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        # JSON numbers have no largest value: 1e999 reads as infinity, 10**400 as an int no float can hold.
-        if abs(value) > sys.float_info.max:
-            raise _wrong(file, where, "a finite number", value)
-        return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        # JSON has one kind of number: 1.0 is whole, as JSON Schema has it too.
-        return int(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise _wrong(file, where, _NAMES[hint], value)
+        return _object_reader(hint)
+    return {str: _string, bool: _bool, int: _whole, float: _finite}[hint]
+
+
+def _one_of(known: tuple[Any, ...], value: Any) -> Any:
+    if value not in known:
+        raise _UnfitError(f"`{{}}` must be one of {', '.join(map(repr, known))}, got {_braced(repr(value))}")
     return value
 
 
-def _decode_dataclass(value: Any, hint: Any, where: str, file: str) -> Any:
-    if not isinstance(value, dict):
-        raise _wrong(file, where, "an object", value)
-    prefix = f"{where}." if where else ""
-    fields = {item.name: item for item in dataclasses.fields(hint)}
-    if unknown := sorted(value.keys() - fields.keys()):
-        raise ValueError(f"{file}: `{prefix}{unknown[0]}` is no field of {SCHEMA}; fields here: {', '.join(fields)}")
-    for name, item in fields.items():
-        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        if (required or name == "created") and name not in value:
-            raise ValueError(f"{file}: field `{prefix}{name}` is missing; was the file edited by hand?")
-    hints = _hints(hint)
-    return hint(**{name: _decode(item, hints[name], prefix + name, file) for name, item in value.items()})
+def _list(read: _Read, value: Any) -> list[Any]:
+    if type(value) is not list:
+        raise _wrong("a list", value)
+    result = []
+    for index, item in enumerate(value):
+        try:
+            result.append(read(item))
+        except _UnfitError as error:
+            error.steps.append(f"[{index}]")
+            raise
+    return result
 
 
-def _wrong(file: str, where: str, expected: str, value: Any) -> ValueError:
+def _mapping(read: _Read, value: Any) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise _wrong("an object", value)
+    result = {}
+    for key, item in value.items():
+        try:
+            result[key] = read(item)
+        except _UnfitError as error:
+            error.steps.append(f".{key}")
+            raise
+    return result
+
+
+def _object_reader(cls: Any) -> _Read:
+    hints = get_type_hints(cls)
+    fields = {item.name: _reader(hints[item.name]) for item in dataclasses.fields(cls)}
+    needed = {
+        item.name
+        for item in dataclasses.fields(cls)
+        if (item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING)
+        or item.name == "created"
+    }
+
+    def read(value: Any) -> Any:
+        if type(value) is not dict:
+            raise _wrong("an object", value)
+        if unknown := sorted(value.keys() - fields.keys()):
+            listed = ", ".join(fields)
+            raise _UnfitError(f"`{{}}` is no field of {SCHEMA}; fields here: {listed}", f".{unknown[0]}")
+        for name in fields:
+            if name in needed and name not in value:
+                raise _UnfitError("field `{}` is missing; was the file edited by hand?", f".{name}")
+        result = {}
+        for name, item in value.items():
+            try:
+                result[name] = fields[name](item)
+            except _UnfitError as error:
+                error.steps.append(f".{name}")
+                raise
+        return cls(**result)
+
+    return read
+
+
+def _string(value: Any) -> str:
+    if type(value) is not str:
+        raise _wrong(_NAMES[str], value)
+    return value
+
+
+def _bool(value: Any) -> bool:
+    if type(value) is not bool:
+        raise _wrong(_NAMES[bool], value)
+    return value
+
+
+def _whole(value: Any) -> int:
+    if type(value) is float and value.is_integer():
+        # JSON has one kind of number: 1.0 is whole, as JSON Schema has it too.
+        return int(value)
+    if type(value) is not int:
+        raise _wrong(_NAMES[int], value)
+    return value
+
+
+def _finite(value: Any) -> float:
+    # JSON numbers have no largest value: 1e999 reads as infinity, 10**400 as an int no float can hold.
+    if type(value) not in (float, int) or abs(value) > sys.float_info.max:
+        raise _wrong(_NAMES[float], value)
+    return float(value)
+
+
+def _wrong(expected: str, value: Any) -> _UnfitError:
     shown = json.dumps(value) if not isinstance(value, (dict, list)) else f"{type(value).__name__} of {len(value)}"
-    return ValueError(f"{file}: `{where}` must be {expected}, got {shown[:80]}")
+    return _UnfitError(f"`{{}}` must be {expected}, got {_braced(shown[:80])}")
+
+
+def _braced(text: str) -> str:
+    """Text that `str.format` leaves as it is."""
+    return text.replace("{", "{{").replace("}", "}}")

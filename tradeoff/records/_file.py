@@ -89,10 +89,8 @@ def find_records(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
             found.setdefault(start.resolve(), (start, load_record(start)))
             continue
         for file in sorted(start.rglob("*.json"), key=_natural):
-            if file.is_file() and file.resolve() not in found:
-                data = file.read_bytes()
-                if _announces_record(data):
-                    found[file.resolve()] = (file, parse(data, str(file)))
+            if file.is_file() and file.resolve() not in found and (record := _if_record(file)) is not None:
+                found[file.resolve()] = (file, record)
     return list(found.values())
 
 
@@ -100,15 +98,22 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", str(path))]
 
 
-def _announces_record(data: bytes) -> bool:
+def _if_record(file: Path) -> RunRecord | None:
+    """The record in `file`; None if it is some other JSON, or none."""
+    data = file.read_bytes()
     if FAMILY_OF_SCHEMAS.encode() not in data:
-        return False
+        return None
     try:
         payload = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         # `save_record` writes the schema first, so a truncated record still shows it at the start.
-        return re.match(rb'\s*\{\s*"schema"\s*:\s*"' + re.escape(FAMILY_OF_SCHEMAS).encode(), data) is not None
-    return isinstance(payload, dict) and str(payload.get("schema", "")).startswith(FAMILY_OF_SCHEMAS)
+        if re.match(rb'\s*\{\s*"schema"\s*:\s*"' + re.escape(FAMILY_OF_SCHEMAS).encode(), data) is None:
+            return None
+        return parse(data, str(file))
+    if not isinstance(payload, dict) or not str(payload.get("schema", "")).startswith(FAMILY_OF_SCHEMAS):
+        return None
+    # NaN and Infinity, which `json` reads though JSON has none, are refused as numbers that aren't finite, or by `parse`.
+    return parse(data, str(file)) if any(word in data for word in (b"NaN", b"Infinity")) else check(payload, str(file))
 
 
 def _explain_missing(entry: ScoreEntry) -> ScoreEntry:

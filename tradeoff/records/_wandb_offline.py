@@ -77,7 +77,7 @@ def _read_run(log: Path) -> list[tuple[str, RunRecord]] | str:
                 records.append((where, parse(staged, where)))
             except ValueError as error:
                 return str(error)
-    return records
+    return records or "its artifact of type 'run-record' lists no file in the run's log"
 
 
 def without_record(scores: bool) -> str:

@@ -73,9 +73,9 @@ def method_of(arm: str) -> tuple[str, float | None]:
 
 
 def curves(section: Section, metric: Metric) -> list[Curve]:
-    """The section's methods in `metric`, in order of their first arm; without the baseline itself and untrained controls.
+    """The section's methods in `metric`, in order of their first arm; without untrained controls.
 
-    A method of one arm has that arm's whole name. Runs without a task loss or without a value are left out.
+    The baseline is in it as part of a method only. A method of one arm has that arm's whole name. Runs without a task loss or without a value are left out.
 
     Example:
         >>> from legibility.tradeoff import CostEntry, RunRecord, ScoreEntry, TaskEntry, compare
@@ -93,10 +93,11 @@ def curves(section: Section, metric: Metric) -> list[Curve]:
         role = arm.control_of
         if role is not None and role.kind == "temperature":
             groups.setdefault(("temperature", role.arm), []).append(arm)
-        elif role is None and arm.name != section.baseline:
+        elif role is None:
             names = {name for record in arm.records for name in record.strengths}
             groups.setdefault((method_of(arm.name)[0], *sorted(names)), []).append(arm)
-    named = [_curve(section, metric, arms) for arms in groups.values()]
+    alone = [section.arm(section.baseline)]
+    named = [_curve(section, metric, arms) for arms in groups.values() if arms != alone]
     return [curve for curve in named if curve.strands]
 
 
@@ -145,6 +146,8 @@ def _anchor(section: Section, arms: Sequence[Arm]) -> Arm | None:
     if role is not None:
         return next((arm for arm in section.arms if arm.name == role.arm), None)
     baseline = section.arm(section.baseline)
+    if baseline in arms:
+        return None
     settings = {record.seed: record.settings for record in baseline.records}
     same = all(
         record.strengths and record.settings == settings.get(record.seed, record.settings)
