@@ -368,6 +368,18 @@ def test_holm_is_over_all_tests_of_the_section_and_over_tests_only(
         assert (match.outcome in ("better", "worse")) == ((match.adjusted or 0) < 0.05)
 
 
+def test_what_holm_takes_back_is_no_difference(record: Make) -> None:
+    def run(arm: str, seed: int, kl: float, fvu: float) -> RunRecord:
+        return record(arm, seed, 1.0, {"kl": kl, "fvu": fvu})
+
+    runs = [run(arm, seed, 0.5, 0.5) for arm in ("plain", "b") for seed in (0, 1, 2)]
+    runs += [run("a", seed, 0.5 * (1 - change), 0.5 + seed * 0.01) for seed, change in enumerate((0.10, 0.15, 0.09))]
+    kl, fvu = compare_at_matched_loss(compare(runs).sections[0])
+    # Mean -11.33, s 3.2146: t = 6.107 with two degrees of freedom, p .0258; twice that is above .05.
+    assert kl.metric.name == "kl" and kl.p == pytest.approx(0.0258, abs=1e-4) and kl.adjusted == pytest.approx(2 * kl.p)
+    assert kl.outcome == "no difference" and fvu.outcome == "no difference"
+
+
 def test_the_false_positive_trap_through_records(record: Make) -> None:
     """Arms move along one front: the table shows a change for each, at equal loss there is none."""
     rng = random.Random(0)
