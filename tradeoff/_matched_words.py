@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from legibility.tradeoff._arms import Section
 from legibility.tradeoff._wording import change, interval, seeds, title
-from legibility.tradeoff.statistics import Match, MatchedOutcome, curves, smallest_sign_flip_p
+from legibility.tradeoff.statistics import Match, MatchedOutcome, curves, smallest_sign_flip_p, t_test
 
 ENOUGH_POINTS = 4
 
@@ -151,5 +151,9 @@ def _cautions(matches: Sequence[Match]) -> Iterable[str]:
 
 
 def _bends(match: Match) -> bool:
+    """Whether a difference that stands out from seed noise is in good part a matter of how the curves are drawn."""
     found = match.difference
-    return bool(match.adjusted is not None and found is not None and match.bend and match.bend > 0.1 * abs(found.mean))
+    if found is None or match.adjusted is None or match.bend is None or match.bend <= 0.1 * abs(found.mean):
+        return False
+    alone = t_test(found)
+    return alone is not None and alone < 0.05

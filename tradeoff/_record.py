@@ -111,7 +111,8 @@ class RunRecord:
 
     Args:
         arm: name of the setting, equal over seeds. Arms that differ only in a number at the end, such as
-            `legibility-0.1` and `legibility-0.3`, are one method at several strengths.
+            `legibility-0.1` and `legibility-0.3`, or in a multiple, `l1` and `l1-x2`, are one method at several
+            strengths.
         seed: the training seed; arms are compared seed by seed.
         recipe: which recipe it belongs to; runs of different recipes are never compared. None without a recipe.
         strengths: coefficient of each term, by name.

@@ -136,6 +136,15 @@ def _legend(section: Section) -> str:
     outcomes = {
         judge(section, arm, metric) for arm, metric in cells if arm.control_of is None and arm.name != section.baseline
     }
+    told = sum(
+        arm.control_of is None and arm.name != section.baseline and arm.cells[metric].change is not None
+        for arm, metric in cells
+    )
+    if told > 10:
+        lines.append(
+            f"Each interval stands for itself: of {told} differences that are none in truth, {round(told / 20)} or so"
+            " would show one. Only methods at equal task loss are adjusted for their number."
+        )
     if any(arm.control_of is not None for arm in section.arms):
         lines.append(
             "○ "

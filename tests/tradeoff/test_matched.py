@@ -282,16 +282,37 @@ def section_of(record: Make, arms: Mapping[str, tuple[float, float]], **more: Ma
     return compare(runs).sections[0]
 
 
-def test_names_say_which_arms_are_one_method() -> None:
-    assert [method_of(arm) for arm in ("a-1", "a_2", "a b 3", "a=1e-3", "a-1-2")] == [
-        ("a", 1.0),
-        ("a", 2.0),
-        ("a b", 3.0),
-        ("a", 0.001),
-        ("a-1", 2.0),
-    ]
-    assert [method_of(arm) for arm in ("plain", "l1", "resnet50", "-1", "1", "a-")] == [
-        (arm, None) for arm in ("plain", "l1", "resnet50", "-1", "1", "a-")
+@pytest.mark.parametrize(
+    ("arm", "method", "strength"),
+    [
+        ("a-1", "a", 1.0),
+        ("a_2", "a", 2.0),
+        ("a b 3", "a b", 3.0),
+        ("a=1e-3", "a", 0.001),
+        ("l1-1e-3", "l1", 0.001),
+        ("a@2", "a", 2.0),
+        ("a-1-2", "a-1", 2.0),
+        ("a-x0.5", "a", 0.5),
+        ("a-0.3-x2", "a", 0.6),
+        ("max-x", "max-x", None),
+        *((arm, arm, None) for arm in ("plain", "l1", "resnet50", "-1", "1", "a-", "x2", "-x2x")),
+    ],
+)
+def test_names_say_which_arms_are_one_method(arm: str, method: str, strength: float | None) -> None:
+    assert method_of(arm) == (method, strength if strength is None else pytest.approx(strength))
+
+
+def test_an_arm_and_multiples_of_its_strengths_are_one_method(record: Make) -> None:
+    arms = {"plain": (1.0, 1.0), "l1": (1.2, 0.7), "l1-x0.5": (1.1, 0.8), "l1-x2": (1.3, 0.6)}
+    mine = {arm: {"strengths": {"l1": 24.0 * times}} for arm, times in (("l1", 1.0), ("l1-x0.5", 0.5), ("l1-x2", 2.0))}
+    section = section_of(record, arms, **mine)
+    (found,) = curves(section, section.headlines[0])
+    assert found.method == "l1"
+    assert [(point.arm, point.strength) for point in found.strands[0]] == [
+        ("plain", 0.0),
+        ("l1-x0.5", 12.0),
+        ("l1", 24.0),
+        ("l1-x2", 48.0),
     ]
 
 
@@ -315,7 +336,7 @@ def test_curves_join_strength_zero_and_temperature_one(record: Make) -> None:
     points = {name: [(point.arm, point.strength) for point in one.strands[0]] for name, one in found.items()}
     assert points["a"] == [("plain", 0.0), ("a-0.1", 0.1), ("a-0.3", 0.3)]
     assert points["temperature"] == [("plain", 1.0), ("warm-1", 2.0), ("warm-2", 3.0)]
-    assert points["b"] == [("b-1", 1.0), ("b-2", 2.0)]  # other settings than plain's: it isn't their strength 0
+    assert points["b"] == [("b-1", 1.0), ("b-2", 1.0)]  # other settings than plain's: it isn't their strength 0
     assert points["c-5"] == [("c-5", 5.0)]
     assert [one.ours for one in found.values()] == [True, False, True, False]
     pairs = [(match.method, match.other) for match in compare_at_matched_loss(section)]
@@ -376,7 +397,8 @@ def test_what_holm_takes_back_is_no_difference(record: Make) -> None:
     runs += [run("a", seed, 0.5 * (1 - change), 0.5 + seed * 0.01) for seed, change in enumerate((0.10, 0.15, 0.09))]
     kl, fvu = compare_at_matched_loss(compare(runs).sections[0])
     # Mean -11.33, s 3.2146: t = 6.107 with two degrees of freedom, p .0258; twice that is above .05.
-    assert kl.metric.name == "kl" and kl.p == pytest.approx(0.0258, abs=1e-4) and kl.adjusted == pytest.approx(2 * kl.p)
+    assert kl.metric.name == "kl" and kl.p == pytest.approx(0.0258, abs=1e-4)
+    assert kl.adjusted == pytest.approx(2 * (kl.p or 0))
     assert kl.outcome == "no difference" and fvu.outcome == "no difference"
 
 

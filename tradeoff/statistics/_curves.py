@@ -1,7 +1,8 @@
 """Runs as points on the plane of task loss and one score: one curve per method, one strand per seed.
 
 Arms that differ only in a number at the end of their name are one method at several strengths: `legibility-0.1` and
-`legibility-0.3`, `width-32` and `width-64`. Two things join a method without being named after it:
+`legibility-0.3`, `width-32` and `width-64`; so are multiples of an arm's strengths, `proximal` and `proximal-x0.5`. Two
+things join a method without being named after it:
 
 - a baseline trained with the same settings (`RunRecord.settings`) is strength 0 of a method whose strengths are in its
   records: with strength 0 our callbacks leave a run as it is, bit for bit;
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 
 from legibility.tradeoff._arms import Arm, Metric, Section
 
-_NUMBERED = re.compile(r"(.+?)[-_= ](\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)")
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
+_NUMBERED = re.compile(rf"(?P<method>.*?[^\s=@:_-])[\s=@:_-](?P<number>{_NUMBER})", re.DOTALL)
+_MULTIPLE = re.compile(rf"(?P<arm>.+)-x(?P<times>{_NUMBER})", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class Point:
         loss: task loss.
         score: value of the score.
         arm: the arm's name.
-        strength: what the arm's name ends in, the temperature of a temperature control, 0 for a baseline that joins
-            as strength 0; None if there is no number.
+        strength: that in the record if it has one only, the temperature of a temperature control, 0 for a baseline that
+            joins as strength 0; else what the arm's name ends in, None if that is no number.
     """
 
     loss: float
@@ -62,14 +65,20 @@ class Curve:
 
 
 def method_of(arm: str) -> tuple[str, float | None]:
-    """Splits an arm's name into method and strength; an arm without a number at its end is a method of its own.
+    """Splits an arm's name into method and strength; the strength is None without a number at the end.
 
     Example:
         >>> method_of("legibility-0.3"), method_of("l1-1e-3"), method_of("early-stop")
         (('legibility', 0.3), ('l1', 0.001), ('early-stop', None))
+        >>> method_of("proximal-x0.5"), method_of("legibility-0.3-x2")
+        (('proximal', 0.5), ('legibility', 0.6))
     """
-    found = _NUMBERED.fullmatch(arm)
-    return (arm, None) if found is None else (found[1], float(found[2]))
+    multiple = _MULTIPLE.fullmatch(arm)
+    name, times = (arm, None) if multiple is None else (multiple["arm"], float(multiple["times"]))
+    found = _NUMBERED.fullmatch(name)
+    if found is None:
+        return name, times
+    return found["method"], float(found["number"]) * (1.0 if times is None else times)
 
 
 def curves(section: Section, metric: Metric) -> list[Curve]:
@@ -110,8 +119,9 @@ def _curve(section: Section, metric: Metric, arms: Sequence[Arm]) -> Curve:
         name = method_of(arms[0].name)[0] if len(arms) > 1 else arms[0].name
     found: dict[int, list[Point]] = {}
     for arm in arms:
+        strengths = _strengths(arm)
         for seed, loss, score in _runs(section, metric, arm):
-            found.setdefault(seed, []).append(Point(loss, score, arm.name, _strength(arm, seed)))
+            found.setdefault(seed, []).append(Point(loss, score, arm.name, strengths[seed]))
     if anchor is not None:
         for seed, loss, score in _runs(section, metric, anchor):
             if seed in found:
@@ -133,11 +143,15 @@ def _runs(section: Section, metric: Metric, arm: Arm) -> list[tuple[int, float, 
     return [(seed, losses.values[seed], score) for seed, score in scores.values.items() if seed in losses.values]
 
 
-def _strength(arm: Arm, seed: int) -> float | None:
+def _strengths(arm: Arm) -> dict[int, float | None]:
+    named = method_of(arm.name)[1]
+    result: dict[int, float | None] = {}
     for record in arm.records:
-        if record.seed == seed and record.control_of is not None:
-            return record.control_of.temperature
-    return method_of(arm.name)[1]
+        if record.control_of is not None:
+            result[record.seed] = record.control_of.temperature
+        else:
+            result[record.seed] = next(iter(record.strengths.values())) if len(record.strengths) == 1 else named
+    return result
 
 
 def _anchor(section: Section, arms: Sequence[Arm]) -> Arm | None:
