@@ -4,7 +4,8 @@
 
 Writes that many run records, of the size that a language-model recipe writes (35 scores, of which 9 for each of four
 families), into a temporary folder: methods of five strengths, each with a temperature control. Then reads, compares,
-prints and writes the page. Wall time and peak memory are those of this process. The target is 10 s and 1 GB for 1,000.
+prints and writes the page. Wall time and peak memory are those of this process. The target is 10 s and 1 GB for 1,000;
+measured on two busy cores: 5.4 s and 135 MiB, of which reading .8 s, printing 1.7 s, the page 1.3 s.
 """
 
 import argparse

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from legibility.tradeoff import LeftOut, Records, compare, print_comparison, read_records, write_html
+from legibility.tradeoff import Comparison, LeftOut, Records, compare, print_comparison, read_records, write_html
 
 
-def compare_runs(sources: Sequence[str], baseline: str, html: Path | None, console: Console) -> None:
+def compare_runs(sources: Sequence[str], baseline: str, html: Path | None, console: Console) -> tuple[Comparison, Path]:
     """Reads, compares, prints, and writes the page.
 
     Args:
@@ -16,6 +16,9 @@ def compare_runs(sources: Sequence[str], baseline: str, html: Path | None, conso
         baseline: The arm that the others are compared with.
         html: The page to write; None: ``tradeoff.html`` in the first folder, or here if that is W&B's.
         console: Where to print.
+
+    Returns:
+        The comparison, and the page written.
 
     Raises:
         ValueError: No run record, or none that can be compared; the message says what to do.
@@ -28,6 +31,7 @@ def compare_runs(sources: Sequence[str], baseline: str, html: Path | None, conso
     for reason, runs in _by_reason(found.left_out).items():
         console.print(f"Left out: {runs}: {reason}", highlight=False, markup=False)
     console.print(f"Picture: {written}", highlight=False, markup=False)
+    return compared, written
 
 
 def _read(sources: Sequence[str], console: Console) -> Records:

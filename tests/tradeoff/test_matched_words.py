@@ -71,3 +71,27 @@ def test_two_points_give_numbers_but_no_verdict(record: Make) -> None:
 @pytest.mark.parametrize("name", ["x", "[bold]", "a\nb"])
 def test_names_stand_as_they_are(record: Make, name: str) -> None:
     assert name in said(record, FRONT | {name: (1.1, 0.9)})[0]
+
+
+def test_a_difference_that_hangs_on_the_drawing_is_pointed_out(record: Make) -> None:
+    steep = {f"a-{i}": (1.0 + 0.25 * i, 20.0**-i) for i in (1, 2)}
+    other = {f"width-{9 - i}": (1.0 + 0.1 * i, 20.0 ** (-0.4 * i)) for i in range(1, 5)}
+    text = " ".join(said(record, {"plain": (1.0, 1.0)} | steep | other))
+    assert "Between a and width: a tenth or more of a difference depends on how the curves are drawn" in text
+    straight = " ".join(said(record, FRONT | {"width-2": (1.0, 1.0), "width-1": (1.1, 0.95), "width-0": (1.2, 0.9)}))
+    assert "how the curves are drawn" not in straight
+
+
+def test_methods_of_one_strength_each_are_named_once(record: Make) -> None:
+    text = said(record, FRONT | {"smooth": (1.1, 0.9), "b-1": (1.1, 0.9), "c-1": (1.15, 0.7)})
+    assert not any(
+        "for want of a second strength" in one for one in text
+    )  # only pairs with a method under test are asked
+    runs = [
+        record(arm, 0, loss, {"kl": kl})
+        for arm, (loss, kl) in {"plain": (1.0, 1.0), "x-1": (1.1, 0.8), "x-2": (1.2, 0.7)}.items()
+    ]
+    runs += [record("y", 0, 1.15, {"kl": 0.7}), record("z", 0, 1.16, {"kl": 0.6})]
+    section = compare(runs).sections[0]
+    found = matched_sentences(section, compare_at_matched_loss(section))
+    assert "Not compared with each other, for want of a second strength: y, z." in found

@@ -2,6 +2,10 @@
 
 A method that moves along the same front as another is not more interpretable, it is at another place of that front.
 Comparing scores without looking at the loss calls such a difference found every time; comparing at equal loss does not.
+
+Simulated, 4,000 to 8,000 experiments each, four strengths, 3, 5 and 8 seeds, where the score depends on the loss alone: a
+difference is called in .03 to .04 of them (nominal .05), on a straight front and on one that falls twentyfold; the 95 %
+intervals cover a true difference in .947 to .950.
 """
 
 import math
