@@ -30,7 +30,7 @@ def read_project(path: str, say: Progress) -> Records:
         api = wandb.Api()
         runs = list(api.runs(path, order="+created_at") if path.count("/") == 1 else [api.run(path)])
     except Exception as error:  # wandb raises a dozen kinds; all mean that it could not be asked
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        first = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise ValueError(
             f"{path} is no path here, so W&B was asked for it, which failed: {first}. Is it spelt entity/project, are"
             " you logged in (`wandb login`), is there a network?"
