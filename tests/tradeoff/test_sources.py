@@ -13,6 +13,7 @@ import pytest
 from wandb_stand_in import Artifact, Run, StandIn, serving
 
 from legibility.tradeoff import RunRecord, read_records, save_record
+from legibility.tradeoff.records._wandb_offline import offline_runs
 
 Make = Callable[..., RunRecord]
 
@@ -76,8 +77,8 @@ def test_an_offline_run_gives_the_record_that_it_logged(
     assert all(str(run) in source for source, _ in found.records)
     # The same by its log, by the folder of all runs, and by a folder above that has no records of its own.
     (log,) = run.glob("*.wandb")
-    for source in (log, run.parent, run.parents[1]):
-        assert [one for _, one in read_records(source).records] == [new, other]
+    assert offline_runs(log) == offline_runs(run.parent) == offline_runs(run) == [log]
+    assert [one for _, one in read_records(run.parents[1]).records] == [new, other]
     # Staged content that is no longer what was logged is not read; nor is what is gone.
     (staged,) = [path for path in (run.parents[1] / "data").rglob("tmp*") if b'"loss": 2.25' in path.read_bytes()]
     staged.write_bytes(staged.read_bytes().replace(b"2.25", b"1.25"))
