@@ -42,6 +42,7 @@ check: lint types test
 
 bench: $(DEV)/installed
 	$(DEV)/bin/python benchmarks/step_overhead.py
+	$(DEV)/bin/python benchmarks/compare_scale.py
 
 # The programs of other people that take a callback; needs the folder `shared/` beside the checkout.
 compat:

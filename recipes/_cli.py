@@ -101,7 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--jobs", type=_positive, help="runs at a time (default: one for each CPU core)")
     runs(one)
     one = verb(_compare, "compare finished runs: a table here and one HTML file")
-    one.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="run records, or folders of runs")
+    one.add_argument(
+        "sources",
+        metavar="RUNS",
+        nargs="+",
+        help="folders of runs, run records, W&B's offline runs (wandb/offline-run-...), or a W&B project: entity/project",
+    )
     one.add_argument("--baseline", help="the arm that the others are compared with (default: plain)", default="plain")
     one.add_argument("--html", type=Path, help="the file to write (default: tradeoff.html in the first folder)")
     return parser
@@ -220,16 +225,10 @@ def _planned(
 
 
 def _compare(parsed: argparse.Namespace, console: Console) -> int:
-    from legibility.tradeoff import compare, find_records, print_comparison, write_html
+    from legibility.recipes._compare import compare_runs
 
     with _usage():
-        found = find_records(parsed.paths)
-        compared = compare(found, baseline=parsed.baseline)
-        first: Path = parsed.paths[0]
-        html = parsed.html or (first if first.is_dir() else first.parent) / "tradeoff.html"
-        print_comparison(compared, Console())
-        written = write_html(compared, html)
-    console.print(f"Picture: {written}", highlight=False, markup=False)
+        compare_runs(parsed.sources, parsed.baseline, parsed.html, console)
     return 0
 
 

@@ -3,9 +3,11 @@
 Records (one JSON file per run) are written by `legibility.lightning_plugins` and read here; nothing here knows torch
 or Lightning.
 
-- the run record: `RunRecord` and its parts, `save_record`, `load_record`, `find_records`
+- the run record: `RunRecord` and its parts, `save_record`, `load_record`, `find_records`, `json_schema`;
+  `read_records` reads folders, W&B's offline runs and W&B projects
 - the comparison: `compare` makes a `Comparison`: arms against a baseline, paired by seed, beyond their controls;
   `front`, `is_matched`; `verdicts` puts it into sentences
+- methods against methods (`legibility.tradeoff.statistics`): at equal task loss, what each can reach, rank correlations
 - showing it: `print_comparison` (terminal), `write_html`, `render_html` (one file; needs `legibility[html]`)
 """
 
@@ -26,17 +28,22 @@ from legibility.tradeoff._record import CostEntry as CostEntry
 from legibility.tradeoff._record import RunRecord as RunRecord
 from legibility.tradeoff._record import ScoreEntry as ScoreEntry
 from legibility.tradeoff._record import TaskEntry as TaskEntry
-from legibility.tradeoff._record import find_records as find_records
-from legibility.tradeoff._record import load_record as load_record
-from legibility.tradeoff._record import save_record as save_record
 from legibility.tradeoff._statistics import CONFIDENCE as CONFIDENCE
 from legibility.tradeoff._statistics import Estimate as Estimate
 from legibility.tradeoff._statistics import estimate as estimate
+from legibility.tradeoff._statistics import t_probability as t_probability
 from legibility.tradeoff._statistics import t_quantile as t_quantile
 from legibility.tradeoff._terminal import print_comparison as print_comparison
 from legibility.tradeoff._verdicts import Verdict as Verdict
 from legibility.tradeoff._verdicts import judge as judge
 from legibility.tradeoff._verdicts import verdicts as verdicts
+from legibility.tradeoff.records import LeftOut as LeftOut
+from legibility.tradeoff.records import Records as Records
+from legibility.tradeoff.records import find_records as find_records
+from legibility.tradeoff.records import json_schema as json_schema
+from legibility.tradeoff.records import load_record as load_record
+from legibility.tradeoff.records import read_records as read_records
+from legibility.tradeoff.records import save_record as save_record
 
 __all__ = [
     "CONFIDENCE",
@@ -48,7 +55,9 @@ __all__ = [
     "ControlOf",
     "CostEntry",
     "Estimate",
+    "LeftOut",
     "Metric",
+    "Records",
     "RunRecord",
     "ScoreEntry",
     "Section",
@@ -59,11 +68,14 @@ __all__ = [
     "find_records",
     "front",
     "is_matched",
+    "json_schema",
     "judge",
     "load_record",
     "print_comparison",
+    "read_records",
     "render_html",
     "save_record",
+    "t_probability",
     "t_quantile",
     "verdicts",
     "write_html",

@@ -154,9 +154,11 @@ def _by_arm(pairs: Sequence[tuple[str, RunRecord]]) -> _Runs:
         if other is None:
             by_seed[record.seed] = (source, record)
         elif other[1] != record:
+            strengths = [", ".join(f"{k} {v:g}" for k, v in one.strengths.items()) for one in (other[1], record)]
+            differ = f" (strengths: {strengths[0]}; {strengths[1]})" if strengths[0] != strengths[1] else ""
             raise ValueError(
-                f"`records`: two different runs of arm {record.arm!r} with seed {record.seed}: {other[0]} and {source};"
-                " leave one out, or give them different arms"
+                f"`records`: two different runs of arm {record.arm!r} with seed {record.seed}: {other[0]} and {source}"
+                f"{differ}; leave one out, or give them different arms, such as {record.arm}-0.1 and {record.arm}-0.3"
             )
     return {arm: dict(sorted(by_seed.items())) for arm, by_seed in runs.items()}
 

@@ -111,6 +111,27 @@ def t_quantile(confidence: float, degrees: int) -> float:
     return math.sqrt(degrees) * math.tan((low + high) / 2)
 
 
+def t_probability(t: float, degrees: int) -> float:
+    r"""Probability that |T| stays below `t`, for Student's T with `degrees` of freedom.
+
+    Args:
+        t: at least 0.
+        degrees: nu, at least 1.
+
+    Raises:
+        ValueError: `t` or `degrees` out of range.
+
+    Example:
+        >>> round(t_probability(12.7062, 1), 6), round(t_probability(2.7764, 4), 5)
+        (0.95, 0.95)
+    """
+    if not t >= 0:
+        raise ValueError(f"`t` must be at least 0, got {t}")
+    if degrees < 1:
+        raise ValueError(f"`degrees` must be at least 1, got {degrees}")
+    return _probability_within(math.atan(t / math.sqrt(degrees)), degrees)
+
+
 def _probability_within(angle: float, degrees: int) -> float:
     """P(|T| <= sqrt(degrees) * tan(angle))."""
     sine, cosine = math.sin(angle), math.cos(angle)

@@ -7,8 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from legibility.tradeoff._arms import Arm, Comparison, Metric, Section
+from legibility.tradeoff._matched_words import matched_sentences
 from legibility.tradeoff._verdicts import Outcome, judge, verdicts
 from legibility.tradeoff._wording import change, heading, role, title, value
+from legibility.tradeoff.statistics import compare_at_matched_loss
 
 _STYLES: dict[Outcome, str] = {"gain": "bold green", "worse": "red", "no difference": "dim", "one seed": "italic"}
 _MARKS: dict[Outcome, str] = {"unmatched": "‡", "no gain over control": "="}
@@ -17,7 +19,7 @@ _ARM, _NUMBER = 18, 13
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Prints, for each recipe: warnings, the table of arms, what it says in words, the legend.
+    """Prints, for each recipe: warnings, the table of arms, what it says in words, methods at equal loss, the legend.
 
     A cell holds the change against the baseline (paired by seed, half-width of the 95 % t interval), below it the mean
     over seeds. Scores that don't fit beside each other go into a further table, each with its task-loss column.
@@ -54,6 +56,11 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         for sentence in sentences:
             if sentence.recipe == section.recipe:
                 console.print(Padding(_text(console, f"- {sentence.text}", ""), (0, 0, 0, 1)))
+        if matched := matched_sentences(section, compare_at_matched_loss(section)):
+            console.print()
+            console.print(_text(console, "Methods at equal task loss (means over the range that both cover)", "bold"))
+            for text in matched:
+                console.print(Padding(_text(console, f"- {text}", ""), (0, 0, 0, 1)))
         console.print()
         console.print(_text(console, _legend(section), "dim"))
 
@@ -62,7 +69,9 @@ def _parts(section: Section, width: int) -> list[list[Metric]]:
     """Scores in as many tables as the width asks for, about equally many in each."""
     scores = list(section.headlines)
     accuracy = [metric for metric in section.of_kind("task") if metric.name == "accuracy" and _has(section, metric)]
-    columns = [*accuracy, *scores] if any(metric.name == "exact_zero_share" for metric in scores) else scores
+    time = [metric for metric in section.of_kind("cost") if metric.name == "step_seconds" and _has(section, metric)]
+    first = accuracy if any(metric.name == "exact_zero_share" for metric in scores) else []
+    columns = [*first, *scores, *time]
     fit = max(1, (width - _ARM - 4) // _NUMBER - 1)
     tables = max(1, -(-len(columns) // fit))
     size = -(-len(columns) // tables)
@@ -111,7 +120,7 @@ def _cell(section: Section, arm: Arm, metric: Metric, console: Console) -> Text:
     if arm.name == section.baseline:
         return _text(console, value(cell, metric) + few + mark, "")
     outcome = judge(section, arm, metric)
-    plain = arm.control_of is not None or metric.kind == "task"
+    plain = arm.control_of is not None or metric.kind != "score"
     top = _text(console, change(cell.change, metric), "" if plain else _STYLES.get(outcome, ""))
     top.append_text(_text(console, mark + ("" if plain else _MARKS.get(outcome, "")), "bold"))
     return Text("\n").join([top, below])
@@ -127,6 +136,15 @@ def _legend(section: Section) -> str:
     outcomes = {
         judge(section, arm, metric) for arm, metric in cells if arm.control_of is None and arm.name != section.baseline
     }
+    told = sum(
+        arm.control_of is None and arm.name != section.baseline and arm.cells[metric].change is not None
+        for arm, metric in cells
+    )
+    if told > 10:
+        lines.append(
+            f"Each interval stands for itself: of {told} differences that are none in truth, {round(told / 20)} or so"
+            " would show one. Only methods at equal task loss are adjusted for their number."
+        )
     if any(arm.control_of is not None for arm in section.arms):
         lines.append(
             "○ "

@@ -90,3 +90,23 @@ def test_warnings_and_every_recipe_are_printed(record: Make) -> None:
 def test_an_unmatched_control_has_no_row_of_gains(record: Make) -> None:
     text = shown(compare([record(), record("init", control=ControlOf("random-init", "plain"))]))
     assert "beyond" not in text.lower().split("upper line")[0] and "control: plain, untrained" in text
+
+
+def test_many_differences_say_what_chance_makes_of_them(record: Make) -> None:
+    names = ("code_length", "patch_through_kl", "held_out_kl", "disagreement")
+    runs = [record(arm, s, 2.0, dict.fromkeys(names, 1.0 + s / 10)) for arm in ("plain", "a", "b", "c") for s in (0, 1)]
+    assert "of 12 differences that are none in truth, 1 or so would show one" in shown(compare(runs), 200)
+    assert "none in truth" not in shown(compare(runs[:6]), 200)
+
+
+def test_methods_at_equal_task_loss_are_printed(record: Make) -> None:
+    def run(arm: str, seed: int, loss: float, kl: float) -> RunRecord:
+        strengths = {"a": 1.0} if arm.startswith("a") else {}
+        return record(arm, seed, loss, {"held_out_kl": kl + 0.001 * ((seed * len(arm)) % 3)}, strengths=strengths)
+
+    arms = {"plain": (1.0, 1.0), "a-1": (1.1, 0.8), "a-2": (1.2, 0.6), "[b]-1": (1.1, 0.9), "[b]-2": (1.2, 0.8)}
+    text = shown(compare([run(arm, seed, *found) for arm, found in arms.items() for seed in (0, 1, 2)]), 100)
+    assert "Methods at equal task loss (means over the range that both cover)" in text
+    assert " - a against [b], at task loss 1.1 to 1.2: no verdict on two points in held-out KL -1" in text
+    alone = shown(compare([run("plain", 0, 1.0, 1.0)]), 100)
+    assert "Methods at equal" not in alone
