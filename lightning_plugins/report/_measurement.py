@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from legibility.lightning_plugins.foundation._compiled import uncompiled
 from legibility.lightning_plugins.foundation._untouched import untouched
 from legibility.lightning_plugins.report._controls import RandomInitControl, TemperatureControl, untrained
 from legibility.lightning_plugins.report._imitation_scores import Families, Progress, imitation_entries, missing_entry
@@ -18,6 +20,8 @@ from legibility.scores import (
     effective_rank,
     live_units,
     match_temperature,
+    sparse_bytes,
+    sparse_flops,
     weight_sparsity,
 )
 from legibility.tradeoff import ScoreEntry, TaskEntry
@@ -178,4 +182,24 @@ def _sparsity_entries(subject: Subject) -> list[ScoreEntry]:
         ScoreEntry("active_weight_share", found.active, "share", "lower", None, None, trained_on=trained),
         ScoreEntry("gini", found.gini, "ratio", "higher", None, None, trained_on=trained),
         ScoreEntry("dead_unit_share", found.dead_units / found.units, "share", None, None, None, trained_on=trained),
+        *(_savings(subject, weights) if found.zeros > 0 else []),
     ]
+
+
+def _savings(subject: Subject, weights: Mapping[str, Tensor]) -> list[ScoreEntry]:
+    """What the zeros would save where somebody makes use of them: bytes of all parameters, multiplications of a call."""
+    parameters = list(subject.primary.parameters())
+    share = sparse_bytes(parameters) / sum(p.numel() * p.element_size() for p in parameters)
+    entries = [ScoreEntry("sparse_bytes_share", share, "share", "lower", None, None, trained_on=subject.sparsified)]
+    call = subject.calls[0]
+    args, kwargs = apply_to_collection((call.args, call.kwargs), Tensor, lambda t: t.to(subject.device))
+    try:
+        with uncompiled():
+            every, needed = sparse_flops(lambda: subject.primary(*args, **kwargs), weights=weights)
+    except (RuntimeError, NotImplementedError, TypeError) as error:  # somebody else's kernels under a dispatch mode
+        reason = f"its operations can't be counted: {error}"
+        return [*entries, missing_entry("sparse_flops_share", "share", "lower", reason)]
+    if every == 0:
+        return [*entries, missing_entry("sparse_flops_share", "share", "lower", "no matrix product or convolution")]
+    left = ScoreEntry("sparse_flops_share", needed / every, "share", "lower", None, None, trained_on=subject.sparsified)
+    return [*entries, left]

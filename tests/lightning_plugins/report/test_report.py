@@ -18,6 +18,7 @@ from legibility.lightning_plugins import (
     RandomInitControl,
     StudentLegibility,
     TemperatureControl,
+    TopKSparsity,
 )
 from legibility.lightning_plugins.foundation._untouched import untouched
 from legibility.lightning_plugins.report._controls import untrained
@@ -310,3 +311,20 @@ def test_the_record_is_plain_json(module: Any, trainer: Callable[..., Any], tmp_
     trainer(report(tmp_path)).fit(module, loader(128), loader(128))
     payload = json.loads((tmp_path / "record.json").read_text())
     assert payload["schema"] == "legibility.run-record/1"
+
+
+def test_the_record_says_what_zeros_would_save(pl: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
+    def entries(*callbacks: Any) -> dict[str, Any]:
+        plugin = report(tmp_path, random_init_control=False)
+        trainer([*callbacks, plugin], max_epochs=2).fit(make_module(pl), loader(128), loader(128))
+        assert plugin.record is not None
+        return {entry.name: entry.value for entry in plugin.record.scores}
+
+    assert "sparse_flops_share" not in entries()
+    found = entries(TopKSparsity(0.9))
+    kept = 1 - found["exact_zero_share"]
+    assert found["sparse_flops_share"] == pytest.approx(kept, abs=1e-3), "a chain of matrices"
+    # 32 bits for each weight that is left, 1 for its place; biases whole.
+    weights, biases = 10 * 64 + 64 * 64 + 64 * 5, 64 + 64 + 5
+    expected = (weights * (kept * 32 + 1) + 32 * biases) / (32 * (weights + biases))
+    assert found["sparse_bytes_share"] == pytest.approx(expected, abs=1e-3)
