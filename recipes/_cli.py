@@ -104,6 +104,13 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="run records, or folders of runs")
     one.add_argument("--baseline", help="the arm that the others are compared with (default: plain)", default="plain")
     one.add_argument("--html", type=Path, help="the file to write (default: tradeoff.html in the first folder)")
+    one.add_argument(
+        "--export",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write this too, as its suffix says: .png .svg .pdf (picture), .md .csv (tables), .runs.csv; repeatable",
+    )
     return parser
 
 
@@ -220,15 +227,23 @@ def _planned(
 
 
 def _compare(parsed: argparse.Namespace, console: Console) -> int:
-    from legibility.tradeoff import compare, find_records, print_comparison, write_html
+    from legibility.tradeoff import check_export, compare, export, find_records, print_comparison, write_html
 
     with _usage():
+        for path in parsed.export:
+            check_export(path)
         found = find_records(parsed.paths)
         compared = compare(found, baseline=parsed.baseline)
         first: Path = parsed.paths[0]
         html = parsed.html or (first if first.is_dir() else first.parent) / "tradeoff.html"
         print_comparison(compared, Console())
-        written = write_html(compared, html)
+        try:
+            written = write_html(compared, html)
+            exported = [export(compared, path) for path in parsed.export]
+        except ImportError as error:
+            raise UsageError(str(error)) from error
+    for path in exported:
+        console.print(f"Written: {path}", highlight=False, markup=False)
     console.print(f"Picture: {written}", highlight=False, markup=False)
     return 0
 

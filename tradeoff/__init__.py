@@ -6,7 +6,9 @@ or Lightning.
 - the run record: `RunRecord` and its parts, `save_record`, `load_record`, `find_records`
 - the comparison: `compare` makes a `Comparison`: arms against a baseline, paired by seed, beyond their controls;
   `front`, `is_matched`; `verdicts` puts it into sentences
-- showing it: `print_comparison` (terminal), `write_html`, `render_html` (one file; needs `legibility[html]`)
+- showing it: `print_comparison` (terminal); `page` holds the rest: `write_html` and `render_html` (one page; needs
+  `legibility[html]`), `render_markdown`, `render_csv`, `render_runs_csv`, `draw_picture` (needs `legibility[pictures]`),
+  and `export`, which writes any of them by the file's suffix; `PlainTable` is a table to add to page and Markdown
 """
 
 from legibility.tradeoff._arms import Arm as Arm
@@ -18,8 +20,7 @@ from legibility.tradeoff._arms import front as front
 from legibility.tradeoff._arms import is_matched as is_matched
 from legibility.tradeoff._comparison import HEADLINES as HEADLINES
 from legibility.tradeoff._comparison import compare as compare
-from legibility.tradeoff._html import render_html as render_html
-from legibility.tradeoff._html import write_html as write_html
+from legibility.tradeoff._plain_table import PlainTable as PlainTable
 from legibility.tradeoff._record import SCHEMA as SCHEMA
 from legibility.tradeoff._record import ControlOf as ControlOf
 from legibility.tradeoff._record import CostEntry as CostEntry
@@ -37,6 +38,14 @@ from legibility.tradeoff._terminal import print_comparison as print_comparison
 from legibility.tradeoff._verdicts import Verdict as Verdict
 from legibility.tradeoff._verdicts import judge as judge
 from legibility.tradeoff._verdicts import verdicts as verdicts
+from legibility.tradeoff.page import check_export as check_export
+from legibility.tradeoff.page import draw_picture as draw_picture
+from legibility.tradeoff.page import export as export
+from legibility.tradeoff.page import render_csv as render_csv
+from legibility.tradeoff.page import render_html as render_html
+from legibility.tradeoff.page import render_markdown as render_markdown
+from legibility.tradeoff.page import render_runs_csv as render_runs_csv
+from legibility.tradeoff.page import write_html as write_html
 
 __all__ = [
     "CONFIDENCE",
@@ -49,20 +58,27 @@ __all__ = [
     "CostEntry",
     "Estimate",
     "Metric",
+    "PlainTable",
     "RunRecord",
     "ScoreEntry",
     "Section",
     "TaskEntry",
     "Verdict",
+    "check_export",
     "compare",
+    "draw_picture",
     "estimate",
+    "export",
     "find_records",
     "front",
     "is_matched",
     "judge",
     "load_record",
     "print_comparison",
+    "render_csv",
     "render_html",
+    "render_markdown",
+    "render_runs_csv",
     "save_record",
     "t_quantile",
     "verdicts",
