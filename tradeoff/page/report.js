@@ -183,11 +183,16 @@
   let waiting = false;
   function redraw(divs) {
     divs.forEach((div) => dirty.add(div));
+    root.dataset.drawn = "";
     next();
   }
 
   function next() {
-    if (!plotly || waiting || !dirty.size) return;
+    if (!plotly || waiting) return;
+    if (!dirty.size) {
+      root.dataset.drawn = "all";
+      return;
+    }
     const seen = [...dirty].find((div) => inView.has(div));
     waiting = true;
     (seen ? setTimeout : whenIdle)(() => {
@@ -281,7 +286,6 @@
     load().then((found) => {
       plotly = found;
       redraw(plots);
-      root.dataset.drawn = "";
     }).catch((error) => {
       plots.forEach((div) => div.classList.add("failed"));
       throw error;
