@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 # The page's light colours; a picture in a file can't follow the reader's.
 _COLOURS = {
     "var(--ink)": "#1b2128", "var(--soft)": "#59626c", "var(--grid)": "#e6e8eb", "var(--front)": "#d9dde2",
-    "var(--c0)": "#0072b2", "var(--c1)": "#d55e00", "var(--c2)": "#008a68", "var(--c3)": "#a8439b",
-    "var(--c4)": "#a36a00", "var(--c5)": "#2f87c6", "var(--c6)": "#882255", "var(--c7)": "#6f6f18",
+    "var(--c0)": "#0d82da", "var(--c1)": "#d35e01", "var(--c2)": "#198564", "var(--c3)": "#ac419e",
+    "var(--c4)": "#6b4714", "var(--c5)": "#3986c5", "var(--c6)": "#872453", "var(--c7)": "#6f6d1b",
 }  # fmt: skip
 _MARKERS = {
     "circle": "o", "diamond": "D", "triangle-up": "^", "pentagon": "p", "triangle-down": "v", "star": "*",
@@ -71,7 +71,7 @@ def picture_bytes(figure: "Figure", suffix: str) -> bytes:
 
     out = io.BytesIO()
     # No date and no random ids; text in SVG stays text.
-    fixed = {"svg.hashsalt": "legibility", "svg.fonttype": "none"}
+    fixed: Any = {"svg.hashsalt": "legibility", "svg.fonttype": "none"}
     metadata: Mapping[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[
         suffix
     ]
