@@ -44,8 +44,8 @@ def render_markdown(comparison: Comparison, *, further: Further | None = None) -
         ...     return RunRecord(arm, 0, "demo", {}, [], TaskEntry("cross-entropy", loss, None, None, None, "test"),
         ...                      [score], CostEntry(None, None, None, None, None, {}, 1), {})
         >>> text = render_markdown(compare([run("plain", 2.0, 0.5), run("legibility-0.3", 2.02, 0.4)]))
-        >>> [line for line in text.splitlines() if line.startswith("| legibility")]
-        ['| legibility-0.3 | +1.0 % (2.02) | -20.0 % (0.4) | 1 |']
+        >>> next(line for line in text.splitlines() if line.startswith("| legibility"))
+        '| legibility-0.3 | +1.0 % (2.020) | -20.0 % (0.4000) | 1 |'
     """
     further = check_further(comparison, further)
     blocks = ["# The trade-off"]

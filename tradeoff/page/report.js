@@ -154,7 +154,7 @@
       }],
       hoverlabel: {
         align: "left", bgcolor: ink("var(--raised)"), bordercolor: ink("var(--line)"),
-        font: { size: 12, color: ink("var(--ink)") }, namelength: -1,
+        font: { family: "system-ui, sans-serif", size: 12, color: ink("var(--ink)") }, namelength: -1,
       },
       margin: { l: 60, r: 28, t: 8, b: 40 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",

@@ -347,6 +347,6 @@ def test_a_missing_library_names_the_extra(
 
 
 def test_importing_the_room_imports_nothing_heavy() -> None:
-    code = "import sys, legibility.tradeoff; print([m for m in ('torch', 'plotly', 'jinja2', 'numpy') if m in sys.modules])"
+    code = "import sys, legibility.tradeoff; print([m for m in ('torch', 'plotly', 'jinja2', 'matplotlib', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
