@@ -139,7 +139,7 @@ def _markup(text: str) -> str:
 
 
 def _arm(section: Section, arm: Arm, order: dict[str, int]) -> dict[str, Any]:
-    what = [role(arm) or ("the baseline" if arm.name == section.baseline else "")]
+    what = (role(arm) or ("the baseline" if arm.name == section.baseline else "")).split(", ")
     added = arm.records[0].strengths
     if added:
         what.append("strength: " + ", ".join(f"{name} {coefficient:g}" for name, coefficient in added.items()))

@@ -52,7 +52,7 @@
     for (const metric of metrics) lines.push(`${metric.title}: ${said(metric, arm, seed)}`);
     for (const control of one.controls) {
       const [loss, score] = metrics.map((metric) => said(metric, control, seed));
-      lines.push(`${all.arms[control].name}${seed === null ? "" : ", same seed"}: ${score} at task loss ${loss}`);
+      lines.push(`${all.arms[control].name}${seed === null ? "" : ", same seed"}:`, `   ${score} at task loss ${loss}`);
     }
     if (metrics[1].own[arm]) lines.push(metrics[1].own[arm]);
     if (metrics[1].trained[arm]) lines.push("† trained on this score: no evidence");
@@ -121,14 +121,19 @@
       const label = (arm, at) =>
         (group.arms.length > 1 && !group.control && (!many || at === 0 || at === arms.length - 1) ? all.arms[arm].label : "") +
         (trained[arm] ? " †" : "");
+      const place = (of) => ({ x: of.map((arm) => loss[arm].mean), y: of.map((arm) => score[arm].mean) });
+      const size = many ? 9 : 12;
       means.push({
-        ...base, mode: "markers+text", name: "means",
-        x: arms.map((arm) => loss[arm].mean), y: arms.map((arm) => score[arm].mean),
+        ...base, ...place(arms), mode: "markers", name: "means",
         hovertext: arms.map((arm) => runLines(all, panel, view, arm, null)), hovertemplate: "%{hovertext}<extra></extra>",
-        text: arms.map(label), textposition: "top right", textfont: { size: 11, color: ink("var(--soft)") },
-        cliponaxis: false,
-        marker: { ...marker, size: many ? 9 : 12, line: { width: 1.5, color: card } },
-        error_x: error(loss), error_y: error(score),
+        marker: { ...marker, size, line: { width: 1.5, color: card } }, error_x: error(loss), error_y: error(score),
+      });
+      const labelled = arms.filter((arm, at) => label(arm, at));
+      // The marks of this trace aren't seen: they keep its texts off those below.
+      if (labelled.length) means.push({
+        ...base, ...place(labelled), mode: "markers+text", name: "labels", hoverinfo: "skip", cliponaxis: false,
+        text: labelled.map((arm) => label(arm, arms.indexOf(arm))), textposition: "top right",
+        textfont: { size: 11, color: ink("var(--soft)") }, marker: { ...marker, size, opacity: 0 },
       });
     }
     return [...lines, ...runs, ...means];
@@ -180,6 +185,7 @@
 
   // One picture at a time, those in view first and the rest when there is time: a page of many runs stays quick.
   const whenIdle = window.requestIdleCallback ?? ((call) => setTimeout(call, 50));
+  const afterNextFrame = (call) => requestAnimationFrame(() => setTimeout(call));
   let waiting = false;
   function redraw(divs) {
     divs.forEach((div) => dirty.add(div));
@@ -195,7 +201,7 @@
     }
     const seen = [...dirty].find((div) => inView.has(div));
     waiting = true;
-    (seen ? setTimeout : whenIdle)(() => {
+    (seen ? afterNextFrame : whenIdle)(() => {
       waiting = false;
       const div = [...dirty].find((one) => inView.has(one)) ?? [...dirty][0];
       if (div) draw(div);

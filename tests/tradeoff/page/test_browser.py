@@ -120,7 +120,7 @@ def test_hover_says_arm_seed_strength_values_and_the_control(
     text = opened.hover(0, "runs", 2, "legibility-0.3")
     assert text.startswith("legibility-0.3 · seed 2")
     # .5 / .6 - 1; 2.02 / 2.02 - 1
-    for part in ("strength: legibility 0.3", "task loss: 0.00 %", "held-out KL: −16.7 %", "temperature, same seed: "):
+    for part in ("strength: legibility 0.3", "task loss: 0.00 %", "held-out KL: −16.7 %", "temperature, same seed:\n"):
         assert part in text
     opened.page.get_by_label("values").check()
     text = opened.hover(0, "means", 0, "legibility-0.3")

@@ -188,6 +188,18 @@ def test_one_method_has_one_colour_and_one_button(record: Make) -> None:
     assert "3 strengths" in parsed.text
 
 
+def test_controls_of_several_methods_are_told_apart(record: Make) -> None:
+    runs = [record("plain", 0, 2.0, {"fvu": 1.0})]
+    for index, arm in enumerate(("a-1", "a-2", "b-1", "b-2")):
+        runs.append(record(arm, 0, 2.1, {"fvu": 0.5}))
+        runs.append(record(f"t-{index}", 0, 2.1, {"fvu": 0.7}, control=ControlOf("temperature", "plain", arm, 1.1)))
+    parsed = Page(render_html(compare(runs)))
+    assert "t for a 2 strengths" in parsed.text and "t for b 2 strengths" in parsed.text
+    symbols = {group["symbol"] for group in parsed.pictures()["section-0"]["groups"] if group["control"]}
+    colours = [group["colour"] for group in parsed.pictures()["section-0"]["groups"]]
+    assert symbols == {"x"} and colours[1] == colours[2] != colours[3] == colours[4]
+
+
 def test_untrained_controls_are_hidden_until_asked_for(language_model: list[RunRecord], record: Make) -> None:
     init = record("init", 0, 80.0, {"held_out_kl": 9.0}, control=ControlOf("random-init", "plain"))
     parsed = Page(render_html(compare([*language_model, init])))
