@@ -59,8 +59,8 @@ class Opened:
         )
         return found
 
-    def hover(self, panel: int, trace: str, at: int, arm: str) -> str:
-        """What is shown over a mark: the `at`-th of the trace whose hover text names `arm`."""
+    def hover(self, panel: int, trace: str, at: int, arm: str, starts: str) -> str:
+        """What is shown over a mark, the `at`-th of the trace whose hover text names `arm`, once it says `starts`."""
         plot = self.page.locator(".plot").nth(panel)
         plot.scroll_into_view_if_needed()
         self.settle()
@@ -73,11 +73,17 @@ class Opened:
             }""",
             [trace, at, arm],
         )
-        self.page.mouse.move(place[0] - 30, place[1] - 30)
-        self.page.mouse.move(*place, steps=5)
-        label = plot.locator(".hoverlayer .hovertext")
-        label.first.wait_for()
-        return "\n".join(label.first.locator("tspan").all_text_contents()).replace("\N{NO-BREAK SPACE}", " ")
+        self.page.mouse.move(0, 0)
+        self.page.mouse.move(*place)
+        text = ""
+        for turn in range(100):  # what is shown on the way there may be of another mark
+            self.page.wait_for_timeout(50)
+            self.page.mouse.move(place[0] + turn % 2, place[1])
+            shown = plot.locator(".hoverlayer .hovertext tspan.line").all_text_contents()
+            text = "\n".join(shown).replace("\N{NO-BREAK SPACE}", " ")
+            if starts in text:
+                break
+        return text
 
 
 Open = Callable[..., Opened]
@@ -114,17 +120,17 @@ def test_hover_says_arm_seed_strength_values_and_the_control(
     open_page: Open, language_model: list[RunRecord], record: Make
 ) -> None:
     runs = [one for one in language_model if one.arm != "legibility-0.3"]
-    for seed, kl in enumerate((0.4, 0.45, 0.5)):
+    for seed, kl in enumerate((0.4, 0.45, 0.53)):
         runs.append(record("legibility-0.3", seed, 2.02, {"held_out_kl": kl}, strengths={"legibility": 0.3}))
     opened = open_page(runs)
-    text = opened.hover(0, "runs", 2, "legibility-0.3")
+    text = opened.hover(0, "runs", 2, "legibility-0.3", "legibility-0.3 · seed 2")
     assert text.startswith("legibility-0.3 · seed 2")
-    # .5 / .6 - 1; 2.02 / 2.02 - 1
-    for part in ("strength: legibility 0.3", "task loss: 0.00 %", "held-out KL: −16.7 %", "temperature, same seed:\n"):
+    # 2.02 / 2.02 - 1; .53 / .6 - 1
+    for part in ("strength: legibility 0.3", "task loss: 0.00 %", "held-out KL: −11.7 %", "temperature, same seed:\n"):
         assert part in text
     opened.page.get_by_label("values").check()
-    text = opened.hover(0, "means", 0, "legibility-0.3")
-    assert text.startswith("legibility-0.3 · mean of 3 seeds") and "held-out KL: 0.45 ±0.12" in text
+    text = opened.hover(0, "means", 0, "legibility-0.3", "mean of 3 seeds")
+    assert text.startswith("legibility-0.3 · mean of 3 seeds") and "held-out KL: 0.46 ±0.16" in text
 
 
 def test_filters_work_by_mouse_and_keyboard(open_page: Open, language_model: list[RunRecord]) -> None:
@@ -235,7 +241,7 @@ def test_hostile_names_do_nothing(open_page: Open, record: Make) -> None:
     page = opened.page
     page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
     for name in HOSTILE:
-        shown = opened.hover(0, "means", 0, html.escape(name))
+        shown = opened.hover(0, "means", 0, html.escape(name), "fvu: ")
         assert "fvu: " in shown and "onerror" in shown or "onerror" not in name
     buttons = page.locator("button[data-group]")
     for index in range(buttons.count()):
