@@ -129,12 +129,12 @@ def in_browser(page_file: Path, browser_path: str) -> None:
         start = time.perf_counter()
         page.goto(page_file.as_uri())
         opened = time.perf_counter()
-        page.wait_for_function("document.documentElement.dataset.drawn !== undefined")
+        page.locator("html[data-drawn=all]").wait_for(state="attached")
         ready = time.perf_counter()
-        page.wait_for_function("document.querySelectorAll('.main-svg .point').length > 0")
-        page.wait_for_timeout(2000)
         points = page.evaluate("document.querySelectorAll('.main-svg .point').length")
-        print(f"opened in {opened - start:.2f} s, pictures ready in {ready - start:.2f} s, {points} points drawn")
+        print(
+            f"opened in {opened - start:.2f} s, all pictures drawn after {ready - start:.2f} s, {points} points drawn"
+        )
         page.locator("section.pictures").first.scroll_into_view_if_needed()
         for name, selector in (("one method", "button[data-group='1']"), ("single runs", "[data-show=runs]")):
             for state in ("off", "on"):
@@ -146,7 +146,7 @@ def in_browser(page_file: Path, browser_path: str) -> None:
         page.locator("details.runs summary").first.click()
         start = time.perf_counter()
         search.fill("legibility-0.02 7")
-        page.wait_for_function("document.querySelector('details.runs .status').textContent.includes('of')")
+        page.locator("details.runs .status", has_text=" of ").first.wait_for()
         print(f"search among the runs: {time.perf_counter() - start:.2f} s")
         browser.close()
 
