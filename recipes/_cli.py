@@ -109,6 +109,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--baseline", help="the arm that the others are compared with (default: plain)", default="plain")
     one.add_argument("--html", type=Path, help="the file to write (default: tradeoff.html in the first folder)")
+    one.add_argument(
+        "--export",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write this too, as its suffix says: .png .svg .pdf (picture), .md .csv (tables), .runs.csv; repeatable",
+    )
     return parser
 
 
@@ -228,7 +235,10 @@ def _compare(parsed: argparse.Namespace, console: Console) -> int:
     from legibility.recipes._compare import compare_runs
 
     with _usage():
-        compare_runs(parsed.sources, parsed.baseline, parsed.html, console)
+        try:
+            compare_runs(parsed.sources, parsed.baseline, parsed.html, console, export_to=parsed.export)
+        except ImportError as error:
+            raise UsageError(str(error)) from error
     return 0
 
 

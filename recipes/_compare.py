@@ -5,10 +5,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from legibility.tradeoff import Comparison, LeftOut, Records, compare, print_comparison, read_records, write_html
+from legibility.tradeoff import (
+    Comparison,
+    LeftOut,
+    Records,
+    check_export,
+    compare,
+    export,
+    further_tables,
+    print_comparison,
+    read_records,
+    write_html,
+)
 
 
-def compare_runs(sources: Sequence[str], baseline: str, html: Path | None, console: Console) -> tuple[Comparison, Path]:
+def compare_runs(
+    sources: Sequence[str], baseline: str, html: Path | None, console: Console, export_to: Sequence[str] = ()
+) -> tuple[Comparison, Path]:
     """Reads, compares, prints, and writes the page.
 
     Args:
@@ -16,18 +29,25 @@ def compare_runs(sources: Sequence[str], baseline: str, html: Path | None, conso
         baseline: The arm that the others are compared with.
         html: The page to write; None: ``tradeoff.html`` in the first folder, or here if that is W&B's.
         console: Where to print.
+        export_to: Further files to write, as their suffixes say.
 
     Returns:
         The comparison, and the page written.
 
     Raises:
+        ImportError: A library that a file needs is not installed; the message names the extra.
         ValueError: No run record, or none that can be compared; the message says what to do.
         OSError: A source that does not exist, a page that can't be written.
     """
+    for path in export_to:
+        check_export(path)
     found = _read(sources, console)
     compared = compare(found.records, baseline=baseline)
     print_comparison(compared, Console())
-    written = write_html(compared, html or _beside(sources[0]) / "tradeoff.html")
+    further = further_tables(compared)
+    written = write_html(compared, html or _beside(sources[0]) / "tradeoff.html", further=further)
+    for path in export_to:
+        console.print(f"Written: {export(compared, path, further=further)}", highlight=False, markup=False)
     for reason, runs in _by_reason(found.left_out).items():
         console.print(f"Left out: {runs}: {reason}", highlight=False, markup=False)
     console.print(f"Picture: {written}", highlight=False, markup=False)

@@ -9,6 +9,7 @@ from legibility.tradeoff._statistics import Estimate
 from legibility.tradeoff._wording import (
     change_in_words,
     interval,
+    listed,
     seeds,
     signed_change,
     title,
@@ -148,7 +149,7 @@ def _difference(section: Section, arm: Arm, metrics: Sequence[Metric], outcome: 
         parts.append(f"{title(metric)} by {change_in_words(found, metric)}{note}")
     first = arm.cells[metrics[0]].change
     assert first is not None
-    text = f"{arm.name} {_verb(first)} {_listed(parts)}"
+    text = f"{arm.name} {_verb(first)} {listed(parts)}"
     if len(metrics) > 1:
         text += f" ({_NO_INTERVAL})" if first.low is None else f" (95 % intervals, {seeds(first.seeds)})"
     text += _at_loss(section, arm)
@@ -168,11 +169,7 @@ def _spreads(arm: Arm, metrics: Sequence[Metric]) -> str:
         assert found is not None
         unit = {"%": " %", "points": " pp"}.get(metric.change_unit, "")
         parts.append(f"{title(metric)} ({interval(found, metric)}{unit}, {seeds(found.seeds)})")
-    return _listed(parts)
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    return listed(parts)
 
 
 def _zeros(section: Section, arm: Arm, metric: Metric) -> str:

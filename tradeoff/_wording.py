@@ -1,6 +1,8 @@
 """Names and numbers as people read them, the same in terminal, page and sentences."""
 
 import math
+import re
+from collections.abc import Sequence
 
 from legibility.tradeoff._arms import Arm, Cell, Metric, Section
 from legibility.tradeoff._statistics import Estimate
@@ -107,6 +109,16 @@ def unsign(mean: float, places: int) -> str:
     """A number without the sign of a rounded negative zero."""
     shown = f"{mean:,.{places}f}"
     return shown if shown.strip("-0.") else shown.lstrip("-")
+
+
+def typeset(text: str) -> str:
+    """Text with typographic minus signs before its numbers, and numbers that no line break parts from their unit."""
+    return re.sub(r"(?<=\d) (?=(%|pp\b|±))", "\N{NO-BREAK SPACE}", re.sub(r"(?<![\w.])-(?=\d)", "−", text))
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`"a"`, `"a and b"`, `"a, b and c"`."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def role(arm: Arm) -> str | None:

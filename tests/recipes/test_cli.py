@@ -46,7 +46,7 @@ def test_overrides_do_not_replace_a_finished_run(tiny: Path, capsys: Captured) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "digit"], "no recipe 'digit': did you mean digits?"),
+        (["run", "digit"], "no recipe 'digit': did you mean digits"),
         (["run", "digits", "--arm", "proximall"], "no arm 'proximall': did you mean proximal?"),
         (["sweep", "digits", "--preset", "fall"], "has no preset 'fall': did you mean full?"),
         (["sweep", "digits", "--arms", "plain,nothing"], "no arm 'nothing'"),
@@ -114,5 +114,12 @@ def test_compare_prints_the_table_and_writes_the_picture(tiny: Path, capsys: Cap
     assert "decay" in Path("runs/tradeoff.html").read_text()
     assert main(["compare", "runs/tiny", "--baseline", "decay", "--html", "other.html"]) == 0
     assert Path("other.html").exists()
+    assert main(["compare", "runs", "--export", "a/t.md", "--export", "t.runs.csv"]) == 0
+    printed = capsys.readouterr().out
+    assert "Written: a/t.md" in printed and "Written: t.runs.csv" in printed
+    assert "decay" in Path("a/t.md").read_text() and Path("t.runs.csv").read_text().startswith("recipe,arm,seed,")
+    Path("runs/tradeoff.html").unlink()
+    assert main(["compare", "runs", "--export", "t.jpg"]) == 2
+    assert ".runs.csv" in capsys.readouterr().err and not Path("runs/tradeoff.html").exists()
     assert main(["compare", "runs", "--baseline", "none"]) == 2
     assert "decay, plain" in capsys.readouterr().err
