@@ -21,6 +21,16 @@ def plugins_of(trainer: "Trainer") -> list[LegibilityCallback]:
     return [callback for callback in callbacks if isinstance(callback, LegibilityCallback)]
 
 
+def strengths_of(plugins: Sequence[LegibilityCallback]) -> dict[str, float]:
+    """Coefficient of each term, by name."""
+    return {name: value for plugin in plugins for name, value in plugin.strengths.items()}
+
+
+def seed_of(seed: int | None) -> int:
+    """The training seed: as named, else that of Lightning's ``seed_everything``, else 0."""
+    return seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
 def run_record(
     found: Measurement,
     cost: CostEntry,
@@ -56,9 +66,9 @@ def run_record(
         of = ControlOf("random-init", control.of)
     return RunRecord(
         arm=arm,
-        seed=seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0")),
+        seed=seed_of(seed),
         recipe=recipe,
-        strengths={name: value for plugin in plugins for name, value in plugin.strengths.items()},
+        strengths=strengths_of(plugins),
         students=[name for cohort in cohorts for name in cohort.names],
         task=found.task,
         scores=found.scores,
