@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from legibility.recipes._plan import ERROR, LOG, Job, unfinished
+from legibility.recipes._folder import ERROR, LOG, read_failure
+from legibility.recipes._plan import Job, unfinished, without_failed
 from legibility.recipes._pool import Event, run_all
 
 
@@ -19,23 +20,31 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def sweep(jobs: Sequence[Job], workers: int, console: Console) -> int:
+def sweep(jobs: Sequence[Job], workers: int, console: Console, *, retry_failed: bool = False) -> int:
     """Runs what is not finished.
 
     Args:
         jobs: All runs, each after those that it needs.
         workers: Number of worker processes, at most one for each run.
         console: Where progress is shown: a live line on a terminal, plain lines elsewhere.
+        retry_failed: Run again what failed in an earlier sweep, unchanged as it is.
 
     Returns:
-        0, or 1 if a run failed, or 130 after Ctrl-C.
+        0, or 1 if a run failed, now or before, or 130 after Ctrl-C.
     """
-    todo = unfinished(jobs)
     finished = sum(job.state() == "finished" for job in jobs)
     if finished:
         console.print(f"{finished} of {len(jobs)} runs are finished already.", highlight=False)
+    tried = jobs if retry_failed else without_failed(jobs)
+    left_out = [job for job in unfinished(jobs) if job not in tried]
+    for job in left_out:
+        why = read_failure(job.folder, job.digest) or "what it needs failed before"
+        console.print(f"left out: {job.label}  {why}", highlight=False, markup=False, soft_wrap=True)
+    if left_out:
+        console.print(f"Left out: {len(left_out)}; --retry-failed tries again what failed.", highlight=False)
+    todo = unfinished(tried)
     if not todo:
-        return 0
+        return 1 if left_out else 0
     workers = min(workers, len(todo))
     console.print(f"{len(todo)} runs, {workers} at a time, one thread each.", highlight=False)
     start = time.monotonic()
@@ -54,7 +63,7 @@ def sweep(jobs: Sequence[Job], workers: int, console: Console) -> int:
     for folder, reason in failed.items():
         place = next((folder / name for name in (ERROR, LOG) if (folder / name).is_file()), folder)
         console.print(f"FAILED {folder}: {reason}\n       see {place}", highlight=False, markup=False, soft_wrap=True)
-    return 1 if failed else 0
+    return 1 if failed or left_out else 0
 
 
 class _Screen:
@@ -100,7 +109,8 @@ class _Screen:
                 self._running.pop(event.job.folder, None)
                 self._ended += 1
                 self.done += event.kind == "done"
-                how = f"done in {event.seconds:.0f} s" if event.kind == "done" else f"FAILED: {event.text}"
+                noted = f"  ({event.text})" if event.text else ""
+                how = f"done in {event.seconds:.0f} s{noted}" if event.kind == "done" else f"FAILED: {event.text}"
                 line = f"[{self._ended}/{self._total}] {event.job.label}  {how}"
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         self._live.update(self._task, completed=self._ended, running=escape(self.line()), left=self._left())

@@ -50,7 +50,13 @@ def test_a_sweep_goes_on_where_it_was_killed(tiny: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("record.json")}
     assert len(stamps) == 2
 
-    again = sweep("--jobs", "1")
+    kept = sweep("--jobs", "1", "--seeds", "1")
+    assert kept.returncode == 1
+    assert "left out: tiny/quick/other/seed-0  its process ended with exit code 9" in kept.stdout
+    assert "--retry-failed" in kept.stdout
+    assert "runs done" not in kept.stdout
+
+    again = sweep("--jobs", "1", "--retry-failed")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "2 of 6 runs are finished already" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
@@ -75,6 +81,17 @@ def test_a_failing_arm_and_a_dying_process_do_not_stop_the_others(tiny: Path) ->
     assert "see runs/tiny/quick/decay/seed-0/error.txt" in text
     assert "FAILED runs/tiny/quick/other/seed-4: its process ended with exit code 7" in text
     assert "this arm always fails" in Path("runs/tiny/quick/decay/seed-0/error.txt").read_text()
+    assert "exit code 7" in Path("runs/tiny/quick/other/seed-0/error.txt").read_text()
+    # What failed is tried again by choice, or when it is no longer the same run.
+    edit(tiny, '{"fail": True}', '{"decay": 0.5}')
+    again = sweep("--jobs", "1", "--seeds", "0,4")
+    assert again.returncode == 1
+    assert "2 of 6 runs are finished already" in again.stdout
+    assert len(records()) == 4
+    assert not Path("runs/tiny/quick/decay/seed-0/error.txt").exists()
+    assert [line.split()[2] for line in again.stdout.splitlines() if line.startswith("left out")] == [
+        f"tiny/quick/other/seed-{seed}" for seed in (0, 4)
+    ]
 
 
 def test_what_needs_a_failed_run_is_not_tried(tiny: Path) -> None:
