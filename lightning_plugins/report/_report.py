@@ -287,7 +287,7 @@ class InterpretabilityReport(LegibilityCallback):
             },
         )
         self.path = save_record(self.record, target)
-        publish_record(trainer, self.record, self.path)
+        publish_record(trainer, self.path)
 
     def _measured(
         self,

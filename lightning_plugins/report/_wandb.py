@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from legibility.lightning_plugins.foundation._wandb import forgiven, prefixed, wandb_loggers
 from legibility.lightning_plugins.imitation._student_legibility import StudentLegibility
 from legibility.lightning_plugins.report._run_record import plugins_of, seed_of, strengths_of
-from legibility.tradeoff import RunRecord
+from legibility.tradeoff import RunRecord, load_record
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -31,7 +31,7 @@ def announce_run(trainer: "Trainer", arm: str, seed: int | None, recipe: str | N
             logger.experiment.config.update({"legibility": told}, allow_val_change=True)
 
 
-def publish_record(trainer: "Trainer", record: RunRecord, path: Path) -> None:
+def publish_record(trainer: "Trainer", path: Path) -> None:
     """Logs a finished run: scores to every logger; to Weights & Biases also summary, score table and files.
 
     The record is on disk already. A logger that fails is warned of, and the others still get theirs.
@@ -42,9 +42,9 @@ def publish_record(trainer: "Trainer", record: RunRecord, path: Path) -> None:
 
     Args:
         trainer: Its loggers are written to.
-        record: The record.
-        path: Its file.
+        path: The record's file: what is logged is what was written.
     """
+    record = load_record(path)
     step = trainer.global_step
     cohorts = [plugin for plugin in plugins_of(trainer) if isinstance(plugin, StudentLegibility) and plugin.built]
     means = {entry.name: entry.value for entry in record.scores if entry.family is None}
