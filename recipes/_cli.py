@@ -92,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="run records, or folders of runs")
     one.add_argument("--baseline", help="the arm that the others are compared with (default: plain)", default="plain")
     one.add_argument("--html", type=Path, help="the file to write (default: tradeoff.html in the first folder)")
+    one.add_argument("--wandb", metavar="PROJECT", help="log the comparison to this W&B project too")
+    one.add_argument("--wandb-report", action="store_true", help="with --wandb: write a W&B report of its runs")
     return parser
 
 
@@ -171,6 +173,8 @@ def _sweep(parsed: argparse.Namespace, console: Console) -> int:
 def _compare(parsed: argparse.Namespace, console: Console) -> int:
     from legibility.tradeoff import compare, find_records, print_comparison, write_html
 
+    if parsed.wandb_report and not parsed.wandb:
+        raise UsageError("--wandb-report is about the runs of a W&B project: name it with --wandb PROJECT")
     with usage():
         found = find_records(parsed.paths)
         compared = compare(found, baseline=parsed.baseline)
@@ -179,6 +183,10 @@ def _compare(parsed: argparse.Namespace, console: Console) -> int:
         print_comparison(compared, Console())
         written = write_html(compared, html)
     console.print(f"Picture: {written}", highlight=False, markup=False)
+    if parsed.wandb:
+        from legibility.recipes._wandb_publish import publish
+
+        return publish(compared, written, parsed.wandb, console, report=parsed.wandb_report)
     return 0
 
 
