@@ -72,9 +72,13 @@ def main() -> int:
         first = time.monotonic()
         for kill in range(parsed.kills):
             process = sweep(parsed.sweep, killed, log)
-            # The first seconds are imports; a kill among them is one too.
-            deadline = time.monotonic() + moments.uniform(1, 8 + 1.5 * seconds / parsed.kills)
-            while time.monotonic() < deadline and finished(killed) < count - 1:
+            # Spread over the sweep, however slow the machine is; some kills fall into the first seconds, the imports.
+            left = count - 1 - (before := finished(killed))
+            target = before + moments.randint(0, max(1, 2 * left // (parsed.kills - kill + 1)))
+            while process.poll() is None and finished(killed) < min(target, count - 1):
+                time.sleep(0.02)
+            deadline = time.monotonic() + moments.uniform(0, 4 * seconds / count)
+            while process.poll() is None and time.monotonic() < deadline and finished(killed) < count - 1:
                 time.sleep(0.02)
             if process.poll() is not None:
                 print(f"it ended before kill {kill + 1} with code {process.returncode}\n{log.read_text()}")

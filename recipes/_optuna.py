@@ -83,12 +83,17 @@ def search(parsed: argparse.Namespace, workers: int, console: Console) -> int:
         code, jobs = run([name])
         if code == 130:
             return code
-        values = _values([job for job in jobs if job.arm == name], parsed.score, sign)
-        if values is None:
+        try:
+            values = _values([job for job in jobs if job.arm == name], parsed.score, sign)
+        except ValueError as error:
             failed += 1
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            console.print(f"no trial: {error}", highlight=False, markup=False)
         else:
             study.tell(trial, values)
+    if not _finished(study):
+        console.print("No trial has both a task loss and the score.", highlight=False)
+        return 1
     front = sorted((trial for trial in study.best_trials), key=lambda trial: trial.values)
     names = list(dict.fromkeys(str(trial.user_attrs["run"]) for trial in front))
     code = 0
@@ -132,19 +137,24 @@ def _sign(path: Path, score: str) -> float:
     return 1.0 if entries[score].direction == "lower" else -1.0
 
 
-def _values(jobs: Sequence[Job], score: str, sign: float) -> tuple[float, float] | None:
-    """Mean task loss and mean score over the seeds, less of each is better; None if one is missing."""
+def _values(jobs: Sequence[Job], score: str, sign: float) -> tuple[float, float]:
+    """Mean task loss and mean score over the seeds, less of each is better.
+
+    Raises:
+        ValueError: A seed has no finished run, or its record no value: a mean over the others would be another arm's.
+    """
     losses, scores = [], []
     for job in jobs:
         if job.state() != "finished":
-            return None
+            raise ValueError(f"{job.label} is not finished")
         record = load_record(job.folder / RECORD)
-        value = next((entry.value for entry in record.scores if entry.name == score and entry.family is None), None)
-        if record.task.loss is None or value is None:
-            return None
+        entry = next((entry for entry in record.scores if entry.name == score and entry.family is None), None)
+        if record.task.loss is None or entry is None or entry.value is None:
+            why = "" if entry is None else f": {entry.reason}"
+            raise ValueError(f"{job.label} has no task loss or no {score}{why}")
         losses.append(record.task.loss)
-        scores.append(sign * value)
-    return (sum(losses) / len(losses), sum(scores) / len(scores)) if losses else None
+        scores.append(sign * entry.value)
+    return sum(losses) / len(losses), sum(scores) / len(scores)
 
 
 def _controls_of(recipe: Recipe, names: Sequence[str]) -> list[str]:
