@@ -56,11 +56,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for both sweeps, to look at afterwards (default: a temporary)"
+    )
     parser.add_argument("sweep", nargs="+", help="arguments of `legibility sweep`, after --")
     parsed = parser.parse_args()
     moments = random.Random(parsed.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        whole, killed, log = Path(folder, "whole"), Path(folder, "killed"), Path(folder, "log.txt")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = parsed.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        whole, killed, log = folder / "whole", folder / "killed", folder / "log.txt"
         start = time.monotonic()
         code = sweep(parsed.sweep, whole, log).wait()
         seconds = time.monotonic() - start
