@@ -48,6 +48,12 @@ def weights(out: Path) -> dict[str, dict[str, torch.Tensor]]:
     return {str(p.relative_to(out)): torch.load(p, map_location="cpu", weights_only=True)["state_dict"] for p in paths}
 
 
+def run_seconds(out: Path) -> float:
+    """The mean time of a run."""
+    costs = [json.loads(path.read_text())["cost"] for path in out.rglob("record.json")]
+    return sum((cost["fit_seconds"] or 0) + (cost["report_seconds"] or 0) for cost in costs) / len(costs)
+
+
 def finished(out: Path) -> int:
     return len(list(out.rglob("digest.txt")))
 
@@ -72,7 +78,7 @@ def main() -> int:
         if code:
             print(log.read_text())
             return code
-        count = finished(whole)
+        count, typical = finished(whole), run_seconds(whole)
         print(f"undisturbed: {count} runs in {seconds:.0f} s", flush=True)
         first = time.monotonic()
         for kill in range(parsed.kills):
@@ -82,7 +88,7 @@ def main() -> int:
             target = before + moments.randint(0, max(1, 2 * left // (parsed.kills - kill + 1)))
             while process.poll() is None and finished(killed) < min(target, count - 1):
                 time.sleep(0.02)
-            deadline = time.monotonic() + moments.uniform(0, 4 * seconds / count)
+            deadline = time.monotonic() + moments.uniform(0, 1.5 * typical)
             while process.poll() is None and time.monotonic() < deadline and finished(killed) < count - 1:
                 time.sleep(0.02)
             if process.poll() is not None:
