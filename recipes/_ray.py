@@ -41,7 +41,7 @@ def ray_sweep(jobs: Sequence[Job], at_once: int | None, console: Console, *, ret
         ready = {k: j for k, j in todo.items() if all(_is_finished(folder, jobs) for folder in j.needs)}
         if not ready:
             continue
-        console.print(f"{len(ready)} runs as Ray Tune trials.", highlight=False)
+        console.print(f"{len(ready)} run(s) as Ray Tune trials.", highlight=False)
         tuner = tune.Tuner(
             tune.with_resources(_trial(ready), {"cpu": 1}),
             param_space={"run": tune.grid_search(list(ready))},

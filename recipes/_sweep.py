@@ -46,7 +46,7 @@ def sweep(jobs: Sequence[Job], workers: int, console: Console, *, retry_failed: 
     if not todo:
         return 1 if left_out else 0
     workers = min(workers, len(todo))
-    console.print(f"{len(todo)} runs, {workers} at a time, one thread each.", highlight=False)
+    console.print(f"{_runs(len(todo))}, {workers} at a time, one thread each.", highlight=False)
     start = time.monotonic()
     with _Screen(todo, console) as screen:
         try:
@@ -59,11 +59,15 @@ def sweep(jobs: Sequence[Job], workers: int, console: Console, *, retry_failed: 
             )
             return 130
     minutes = (time.monotonic() - start) / 60
-    console.print(f"{len(todo) - len(failed)} runs done in {minutes:.1f} minutes.", highlight=False)
+    console.print(f"{_runs(len(todo) - len(failed))} done in {minutes:.1f} minutes.", highlight=False)
     for folder, reason in failed.items():
         place = next((folder / name for name in (ERROR, LOG) if (folder / name).is_file()), folder)
         console.print(f"FAILED {folder}: {reason}\n       see {place}", highlight=False, markup=False, soft_wrap=True)
     return 1 if failed or left_out else 0
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
 
 
 class _Screen:

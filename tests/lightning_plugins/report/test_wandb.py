@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from launch import two
 from tiny import loader, make_module
 
 from legibility.lightning_plugins import InterpretabilityReport, L1Sparsity, RandomInitControl, StudentLegibility
@@ -211,6 +212,7 @@ import sys, torch
 sys.modules["wandb"] = None  # importing it raises
 from pathlib import Path
 import pytorch_lightning as pl
+from launch import two
 from tiny import loader, make_module
 from legibility.lightning_plugins import InterpretabilityReport
 from legibility.students import LinearStudent
@@ -268,3 +270,18 @@ def test_forgiven_forgives_exceptions_only() -> None:
         fail(OSError("full"))
     with pytest.raises(KeyboardInterrupt):
         fail(KeyboardInterrupt())
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MODE": "offline", "SILENT": "true", "DATA_DIR": str(tmp_path / "data")}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    ranks = two(Path(__file__).parents[2] / "wandb_ranks.py", "pytorch_lightning", tmp_path / "out")
+    assert [rank["records"] for rank in ranks] == [1, 0]
+    records = inspect(tmp_path / "out")  # exactly one
+    kinds = [artifact["type"] for artifact in of_type(records, "artifact")]
+    assert sorted(kinds) == ["run-record", "run_table", "students"]
+    terms = [
+        row["item"]["trainer/global_step"] for row in of_type(records, "history") if "legibility/term" in row["item"]
+    ]
+    assert terms == [1, 3, 5, 7]
