@@ -78,6 +78,8 @@ class _Screen:
         self._total = len(jobs)
         self._console = console
         self._running: dict[Path, Event] = {}
+        self._since: dict[Path, float] = {}
+        self._took: list[float] = []
         self._ended = 0
         self._start = time.monotonic()
         self._live = Progress(
@@ -108,9 +110,12 @@ class _Screen:
         """One event of a run, or None: time passes."""
         if event is not None:
             if event.kind in ("started", "progress"):
+                self._since.setdefault(event.job.folder, time.monotonic())
                 self._running[event.job.folder] = event
             else:
-                self._running.pop(event.job.folder, None)
+                self._since.pop(event.job.folder, None)
+                if self._running.pop(event.job.folder, None) is not None:
+                    self._took.append(event.seconds)
                 self._ended += 1
                 self.done += event.kind == "done"
                 noted = f"  ({event.text})" if event.text else ""
@@ -127,9 +132,17 @@ class _Screen:
         )
 
     def _left(self) -> str:
-        ready = self._ended + sum(event.share for event in self._running.values())
-        passed = time.monotonic() - self._start
-        if ready <= 0 or passed < 5:
-            return ""
-        seconds = passed * (self._total - ready) / ready
-        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
+        """By the mean of what has ended; before that, what training alone will take at least."""
+        now = time.monotonic()
+        if self._took:
+            mean = sum(self._took) / len(self._took)
+            waiting = self._total - self._ended - len(self._running)
+            begun = sum(max(0.0, mean - (now - since)) for since in self._since.values())
+            return f"about {_duration((begun + mean * waiting) / max(1, len(self._running)))} left"
+        ready = sum(event.share for event in self._running.values())
+        passed = now - self._start
+        return f"at least {_duration(passed * (self._total - ready) / ready)} left" if ready > 0 and passed > 5 else ""
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
