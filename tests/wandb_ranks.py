@@ -5,6 +5,7 @@ python wandb_ranks.py NAMESPACE OUT
 
 import importlib
 import sys
+from typing import Any
 
 import torch
 from launch import part_of_each_batch, place
@@ -20,6 +21,7 @@ def main(namespace: str, out: str) -> None:
     torch.set_num_threads(1)
     pl = importlib.import_module(namespace)
     world, rank = place()
+    rows: Any
     rows, share = part_of_each_batch(8)
     report = InterpretabilityReport(
         "mine", 3, folder=out, queries=32, passes=1, progress=False, held_out=[LinearStudent()]

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from legibility.recipes import _optuna, _sweep
 from legibility.recipes._cli import main
-from legibility.recipes._optuna import _controls_of, _values
+from legibility.recipes._optuna import _controls_of, _sign, _values
 from legibility.recipes._plan import Job, plan
 from legibility.recipes._vary import vary
 from legibility.recipes.stdlib_lm import RECIPE
@@ -128,11 +128,23 @@ def test_a_trial_without_its_score_is_no_trial(tiny: Path, ran: list[str], capsy
 
 def test_values_are_means_over_all_seeds(tiny: Path, ran: list[str]) -> None:
     jobs = plan(["./tiny.py"], arms=["other-x4"], seeds=[0, 3], out=Path("runs"))
-    _optuna.sweep(jobs, 1, Console())
-    assert _values(jobs, "sharp", -1.0) == (pytest.approx(5.5), pytest.approx(2.0))  # (4 + 7) / 2, |4 - 2|
+    _sweep.sweep(jobs, 1, Console())
+    assert _values(jobs, "sharp", -1.0) == (5.5, 2.0)  # (4 + 7) / 2, |4 - 2|
     (jobs[0].folder / "digest.txt").unlink()
     with pytest.raises(ValueError, match="seed-0 is not finished"):
         _values(jobs, "sharp", -1.0)
+
+
+def test_a_score_is_turned_so_that_less_is_better(tmp_path: Path) -> None:
+    def entry(name: str, direction: Any) -> ScoreEntry:
+        return ScoreEntry(name, 0.5, "share", direction, None, None, trained_on=False)
+
+    task, cost = TaskEntry("mse", 1.0, None, None, 8, "test"), CostEntry(None, None, None, None, None, {}, 1)
+    scores = [entry("down", "lower"), entry("up", "higher"), entry("neither", None)]
+    path = save_record(RunRecord("plain", 0, "tiny", {}, [], task, scores, cost, {}), tmp_path / "record.json")
+    assert (_sign(path, "down"), _sign(path, "up")) == (1.0, -1.0)
+    with pytest.raises(ValueError, match="'neither' with a better and a worse: .*There are: down, up"):
+        _sign(path, "neither")
 
 
 def test_controls_of_the_front_are_those_matched_to_its_arms() -> None:
