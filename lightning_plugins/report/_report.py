@@ -19,7 +19,7 @@ from legibility.lightning_plugins.report._imitation_scores import Families
 from legibility.lightning_plugins.report._measurement import Measurement, logged_loss, measure_subject
 from legibility.lightning_plugins.report._queries import Subject
 from legibility.lightning_plugins.report._query_keeper import QueryKeeper
-from legibility.lightning_plugins.report._run_record import plugins_of, run_record
+from legibility.lightning_plugins.report._run_record import plugins_of, run_record, terms_of
 from legibility.lightning_plugins.report._wandb import announce_run, publish_record
 from legibility.lightning_plugins.sparsity._l1_sparsity import L1Sparsity
 from legibility.students import Student
@@ -269,7 +269,7 @@ class InterpretabilityReport(LegibilityCallback):
             step_seconds=self._clock.seconds_per_step if steps is not None else None,
             report_seconds=time.perf_counter() - start,
             peak_memory_bytes=peak_memory(trainer.strategy.root_device),
-            terms={type(c).__name__: c.seconds_per_step for c in plugins_of(trainer) if steps is not None},
+            terms=terms_of(plugins_of(trainer)) if steps is not None else {},
             parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
         )
         self.record = run_record(

@@ -22,8 +22,21 @@ def plugins_of(trainer: "Trainer") -> list[LegibilityCallback]:
 
 
 def strengths_of(plugins: Sequence[LegibilityCallback]) -> dict[str, float]:
-    """Coefficient of each term, by name."""
-    return {name: value for plugin in plugins for name, value in plugin.strengths.items()}
+    """Coefficient of each term, by name; the second of a name (two ``L1Sparsity``) is called ``l1_2``."""
+    found: dict[str, float] = {}
+    for plugin in plugins:
+        for name, value in plugin.strengths.items():
+            number = sum(key == name or key.rpartition("_")[0] == name for key in found)
+            found[f"{name}_{number + 1}" if number else name] = value
+    return found
+
+
+def terms_of(plugins: Sequence[LegibilityCallback]) -> dict[str, float | None]:
+    """Seconds per step of each kind of callback, several of one kind together."""
+    found: dict[str, float | None] = {}
+    for plugin in plugins:
+        found[type(plugin).__name__] = (found.get(type(plugin).__name__) or 0.0) + plugin.seconds_per_step
+    return found
 
 
 def seed_of(seed: int | None) -> int:
