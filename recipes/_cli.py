@@ -6,6 +6,7 @@ import io
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -13,8 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from legibility.recipes._find import copy_recipe, find, shipped
-from legibility.recipes._plan import LOG, RECORD, Job, plan, unfinished
-from legibility.recipes._recipe import RESERVED
+from legibility.recipes._folder import RECORD
+from legibility.recipes._plan import plan, unfinished
+from legibility.recipes._sweep_command import add_sweep_arguments, planned, sweep_command
+from legibility.recipes._usage import UsageError, usage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,10 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-class UsageError(Exception):
-    """Something in the command is wrong; the message is all that the user needs."""
-
-
 @contextlib.contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
     """A request to end (``timeout``, CI) is answered like Ctrl-C: workers end, what is finished is kept."""
@@ -54,15 +53,6 @@ def _terminated_like_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _usage() -> Iterator[None]:
-    """What goes wrong inside is the command's fault: no traceback."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     def runs(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--preset", help="how much is run (default: the recipe's first preset)")
         parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+        parser.add_argument("--wandb", metavar="PROJECT", help="log to this W&B project; WANDB_MODE says how")
         parser.epilog = (
             "Further arguments --key=value change the configuration as in LightningCLI: --trainer.max_epochs=3, "
             "--model.init_args.dropout=0.1, --trainer.callbacks.strength=2 (the arm's last callback)."
@@ -95,10 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, help="default: the preset's first seed")
     runs(one)
     one = verb(_sweep, "run all arms with all seeds; what is finished already is skipped")
-    one.add_argument("recipes", metavar="NAME", nargs="+", help="names, or paths of own recipes")
-    one.add_argument("--arms", type=_names, help="comma-separated (default: all)")
-    one.add_argument("--seeds", type=_seeds, help="how many (5: 0 to 4), or which (0,3,7); default: the preset's")
-    one.add_argument("--jobs", type=_positive, help="runs at a time (default: one for each CPU core)")
+    add_sweep_arguments(one)
     runs(one)
     one = verb(_compare, "compare finished runs: a table here and one HTML file")
     one.add_argument(
@@ -116,24 +104,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write this too, as its suffix says: .png .svg .pdf (picture), .md .csv (tables), .runs.csv; repeatable",
     )
+    one.add_argument("--wandb", metavar="PROJECT", help="log the comparison to this W&B project too")
+    one.add_argument("--wandb-report", action="store_true", help="with --wandb: write a W&B report of its runs")
     return parser
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 up, got {text!r}")
-    return int(text)
-
-
-def _seeds(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.isdecimal() for part in parts) or (len(parts) == 1 and int(text) < 1):
-        raise argparse.ArgumentTypeError(f"expected a number of seeds from 1 up or seeds like 0,3,7, got {text!r}")
-    return list(range(int(text))) if len(parts) == 1 else list(dict.fromkeys(int(part) for part in parts))
 
 
 def _ls(parsed: argparse.Namespace, console: Console) -> int:
@@ -153,7 +126,7 @@ def _ls(parsed: argparse.Namespace, console: Console) -> int:
 
 
 def _cp(parsed: argparse.Namespace, console: Console) -> int:
-    with _usage():
+    with usage():
         written = copy_recipe(parsed.recipe, parsed.destination)
     shown = f"./{written[0]}" if not written[0].is_absolute() else str(written[0])
     console.print(f"Wrote {written[0]} and {written[1]}. Run it: legibility run {shown}", highlight=False)
@@ -190,55 +163,39 @@ def _validate(parsed: argparse.Namespace, console: Console) -> int:
 
 
 def _run(parsed: argparse.Namespace, console: Console) -> int:
-    with _usage():
+    with usage():
         recipe = find(parsed.recipe).recipe
         arm = recipe.baseline if parsed.arm is None else parsed.arm
-        jobs = _planned(parsed, [parsed.recipe], [arm], None if parsed.seed is None else [parsed.seed])
-        jobs = [job for job in jobs if job.seed == jobs[0].seed]
+    jobs = planned(parsed, [parsed.recipe], [arm], None if parsed.seed is None else [parsed.seed])
+    # One run is one run in W&B too: an agent's. What it needs first is not logged.
+    jobs = [j if j.arm == arm else replace(j, project=None) for j in jobs if j.seed == jobs[0].seed]
     from legibility.recipes._engine import run
 
     for job in unfinished(jobs, again=arm):
         console.print(f"{job.label} -> {job.folder}", highlight=False, markup=False)
-        with _also_written_to(job.folder / LOG):
-            run(job, bar=console.is_terminal)
+        run(job, written=_also_written_to, bar=console.is_terminal)
     console.print(f"Record: {jobs[-1].folder / RECORD}", highlight=False, markup=False)
     return 0
 
 
 def _sweep(parsed: argparse.Namespace, console: Console) -> int:
-    from legibility.recipes._sweep import cores, sweep
-
-    with _usage():
-        jobs = _planned(parsed, parsed.recipes, parsed.arms, parsed.seeds)
-    code = sweep(jobs, parsed.jobs or cores(), console)
-    if code == 0:
-        folders = dict.fromkeys(str(job.folder.parents[1]) for job in jobs)
-        console.print(f"Compare them: legibility compare {' '.join(folders)}", highlight=False, markup=False)
-    return code
-
-
-def _planned(
-    parsed: argparse.Namespace, names: Sequence[str], arms: Sequence[str] | None, seeds: Sequence[int] | None
-) -> list[Job]:
-    jobs = plan(names, preset=parsed.preset, arms=arms, seeds=seeds, out=parsed.out, overrides=parsed.overrides)
-    if parsed.overrides:
-        for job in jobs:
-            if job.state() == "other" and job.arm != RESERVED:
-                raise ValueError(
-                    f"{job.folder} holds a finished run of another configuration. A run with overrides does not "
-                    f"replace it: give another `--out`, such as --out {parsed.out}-try"
-                )
-    return jobs
+    return sweep_command(parsed, console)
 
 
 def _compare(parsed: argparse.Namespace, console: Console) -> int:
     from legibility.recipes._compare import compare_runs
 
-    with _usage():
+    if parsed.wandb_report and not parsed.wandb:
+        raise UsageError("--wandb-report is about the runs of a W&B project: name it with --wandb PROJECT")
+    with usage():
         try:
-            compare_runs(parsed.sources, parsed.baseline, parsed.html, console, export_to=parsed.export)
+            compared, written = compare_runs(parsed.sources, parsed.baseline, parsed.html, console, parsed.export)
         except ImportError as error:
             raise UsageError(str(error)) from error
+    if parsed.wandb:
+        from legibility.recipes._wandb_publish import publish
+
+        return publish(compared, written, parsed.wandb, console, report=parsed.wandb_report)
     return 0
 
 

@@ -12,52 +12,57 @@ import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.cli import LightningCLI
-from pytorch_lightning.loggers import WandbLogger
 
 from legibility.recipes._find import load
-from legibility.recipes._plan import (
-    CHECKPOINT,
-    CONFIG,
-    DIGEST,
-    ERROR,
-    RECORD,
-    Job,
-    is_report,
-    merge,
-)
+from legibility.recipes._folder import CHECKPOINT, CONFIG, DIGEST, LOG, RECORD, claimed, clean, write, write_failure
+from legibility.recipes._plan import Job, is_report, merge
 from legibility.recipes._recipe import RESERVED
+from legibility.recipes._wandb_run import WandbRun, logger_entry
 from legibility.tradeoff import load_record
 
 Tell = Callable[[str, float], None]
 """Hears what a run is doing (``"training"``, ``"measuring"``) and which share of it is done."""
 
+Written = Callable[[Path], contextlib.AbstractContextManager[object]]
 
-def run(job: Job, *, tell: Tell | None = None, bar: bool = False) -> None:
+
+def run(job: Job, *, written: Written = contextlib.nullcontext, tell: Tell | None = None, bar: bool = False) -> str:
     """Runs one job and leaves its folder finished.
 
     What was in the folder of an earlier run goes first, the digest comes last: a run that was killed is not finished.
+    If another process is at this very run, it is waited for, and what it leaves is taken.
 
     Args:
         job: The run.
+        written: While inside ``written(path)``, what is printed goes into that file; default: where it always goes.
         tell: Called a few times each second.
         bar: Whether Lightning shows its progress bar.
+
+    Returns:
+        What the user should know although the run is finished; mostly nothing.
 
     Raises:
         Exception: Whatever the run raised; its text is in the folder's ``error.txt``.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
-    for name in (DIGEST, RECORD, CHECKPOINT, ERROR):
-        (job.folder / name).unlink(missing_ok=True)
-    try:
-        with _one_thread():
-            _run(job, tell, bar)
-    except (Exception, SystemExit) as error:
-        # Lightning turns Ctrl-C into an exit; what follows from it is no failure of the run.
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        (job.folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
-        raise
-    _write(job.folder / DIGEST, job.digest + "\n")
+    tell = tell or (lambda stage, share: None)
+    with claimed(job.folder, lambda holder: tell(f"waiting for {holder}", 0.0)) as waited:
+        if waited and job.state() == "finished":
+            return "by another process"
+        if waited and job.state() == "failed":
+            raise RuntimeError("it failed in another process")
+        clean(job.folder)
+        with written(job.folder / LOG):
+            try:
+                with _one_thread():
+                    notes = _run(job, tell, bar)
+            except (Exception, SystemExit) as error:
+                # Lightning turns Ctrl-C into an exit; what follows from it is no failure of the run.
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    raise KeyboardInterrupt from None
+                write_failure(job.folder, job.digest, traceback.format_exc())
+                raise
+        write(job.folder / DIGEST, job.digest + "\n")
+    return "; ".join(notes)
 
 
 def check(job: Job) -> None:
@@ -78,39 +83,43 @@ class _ParsedOnly(LightningCLI):
         """Nothing either: nothing random follows."""
 
 
-def _run(job: Job, tell: Tell | None, bar: bool) -> None:
+def _run(job: Job, tell: Tell, bar: bool) -> list[str]:
     load(job.module, job.path)
     config = job.folder / CONFIG
-    _write(config, yaml.safe_dump(_settled(job, bar), sort_keys=False))
+    write(config, yaml.safe_dump(_settled(job, bar), sort_keys=False))
     cli = _cli(LightningCLI, ["--config", str(config), *job.overrides])
     with warnings.catch_warnings():
         # Without the Nones of the command line, the written file would not say what was run.
         warnings.simplefilter("ignore")
         resolved = cli.parser.dump(cli.config, skip_none=False)
-    _write(config, f"# {job.label}\n" + resolved)
+    write(config, f"# {job.label}\n" + resolved)
 
-    if job.control is not None:
-        _measure_control(job, cli)
+    wandb = WandbRun(cli.trainer)
+    with wandb.open():
+        if job.start is not None:
+            wandb.use_model(job.start)
+        if job.control is not None:
+            _measure_control(job, cli)
+        else:
+            _fit(job, cli, tell)
+            wandb.keep_model(job.folder / CHECKPOINT)
+    if job.arm != RESERVED:
         _check_record(job)
-        return
+    return wandb.notes
+
+
+def _fit(job: Job, cli: LightningCLI, tell: Tell) -> None:
     callbacks = _callbacks(cli)
-    callbacks.insert(0, _Watch(tell or (lambda stage, share: None)))
+    callbacks.insert(0, _Watch(tell))
     start = None
     if job.start is not None:
         start = job.start / CHECKPOINT
         # Before the arm's own callbacks, which may change optimizer settings and remember what they found.
         callbacks.insert(0, _OwnSettings())
-    try:
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start)
-    finally:
-        for logger in cli.trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.finish()  # the next run of this process would go on in it
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start)
     temporary = job.folder / f"{CHECKPOINT}.part"
     cli.trainer.save_checkpoint(temporary)
     temporary.replace(job.folder / CHECKPOINT)
-    if job.arm != RESERVED:
-        _check_record(job)
 
 
 def _measure_control(job: Job, cli: LightningCLI) -> None:
@@ -150,7 +159,7 @@ def _callbacks(cli: LightningCLI) -> list[Callback]:
 def _settled(job: Job, bar: bool) -> dict[str, Any]:
     """The configuration with what only the engine knows: seed, folder, and nothing beside the folder."""
     quiet = {
-        "logger": False,
+        "logger": False if job.project is None else logger_entry(job),
         "enable_checkpointing": False,
         "enable_model_summary": bar,
         "enable_progress_bar": bar,
@@ -185,12 +194,6 @@ def _cli(kind: type[LightningCLI], arguments: list[str]) -> LightningCLI:
             save_config_callback=None,
             parser_kwargs={"exit_on_error": False},
         )
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 @contextlib.contextmanager

@@ -3,22 +3,16 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from legibility.recipes._find import Found, find, near
+from legibility.recipes._folder import CHECKPOINT, DIGEST, RECORD, read_failure
 from legibility.recipes._recipe import RESERVED, Arm, Control
+from legibility.recipes._vary import vary
 from legibility.tradeoff import load_record
 
-RECORD, CHECKPOINT, CONFIG, DIGEST, ERROR, LOG = (
-    "record.json",
-    "last.ckpt",
-    "config.yaml",
-    "digest.txt",
-    "error.txt",
-    "log.txt",
-)
 _REPORT = "InterpretabilityReport"
 
 
@@ -40,6 +34,7 @@ class Job:
         start: Folder of the run whose checkpoint this one starts from: the base, or a control's model.
         control: What is measured, if nothing is trained.
         needs: Folders of the runs that must be finished before.
+        project: Project of Weights & Biases to log to; it decides nothing and is not in the digest.
     """
 
     recipe: str
@@ -55,17 +50,21 @@ class Job:
     start: Path | None = None
     control: Control | None = None
     needs: tuple[Path, ...] = ()
+    project: str | None = None
 
     @property
     def label(self) -> str:
         """For people: ``digits/quick/plain/seed-0``."""
         return f"{self.recipe}/{self.preset}/{self.arm}/seed-{self.seed}"
 
-    def state(self) -> Literal["open", "finished", "other"]:
-        """``"finished"`` if this very run is complete, ``"other"`` if the folder holds another complete run."""
+    def state(self) -> Literal["open", "finished", "failed", "other"]:
+        """``"finished"`` if this very run is complete, ``"other"`` if the folder holds another complete run.
+
+        ``"failed"`` if this very run was tried and failed; one that was killed, or interrupted, is ``"open"``.
+        """
         digest = self.folder / DIGEST
         if not digest.is_file():
-            return "open"
+            return "open" if read_failure(self.folder, self.digest) is None else "failed"
         if digest.read_text(encoding="utf-8").strip() != self.digest:
             return "other"
         if self.arm == RESERVED:
@@ -103,6 +102,7 @@ def plan(
     preset: str | None = None,
     arms: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
+    strengths: Sequence[float] = (),
     out: Path,
     overrides: Sequence[str] = (),
 ) -> list[Job]:
@@ -111,8 +111,10 @@ def plan(
     Args:
         names: Names or paths of recipes.
         preset: Preset's name; None for each recipe's first.
-        arms: Arms and controls; None for all. What they need is added.
+        arms: Arms and controls, also ``ARM-xTIMES`` for an arm at another strength; None for all. What they need is
+            added.
         seeds: None for those of the preset.
+        strengths: Multiples of each arm's own strengths at which it is run too.
         out: Folder of all runs.
         overrides: Arguments in LightningCLI's syntax, for every run.
 
@@ -122,7 +124,8 @@ def plan(
     found = [find(name) for name in names]
     if len({one.recipe.name for one in found}) < len(found):
         raise ValueError(f"two of the recipes {', '.join(names)} have the same name and would share a folder")
-    known = [arm for one in found for arm in (*one.recipe.arms, *one.recipe.controls)]
+    varied = [vary(one.recipe, arms, strengths) for one in found]
+    known = [arm for recipe, _ in varied for arm in (*recipe.arms, *recipe.controls)]
     for arm in arms or ():
         if arm not in known:
             raise ValueError(f"no arm {arm!r}: {near(arm, known)}")
@@ -131,7 +134,11 @@ def plan(
             f"{' '.join(bad)}: overrides are written --key=value, e.g. --trainer.max_epochs=3, and several arms with "
             "commas, e.g. --arms plain,mine"
         )
-    return [job for one in found for job in _of_recipe(one, preset, arms, seeds, out, tuple(overrides))]
+    return [
+        job
+        for one, (recipe, wanted) in zip(found, varied, strict=True)
+        for job in _of_recipe(replace(one, recipe=recipe), preset, wanted, seeds, out, tuple(overrides))
+    ]
 
 
 def unfinished(jobs: Sequence[Job], again: str | None = None) -> list[Job]:
@@ -144,6 +151,18 @@ def unfinished(jobs: Sequence[Job], again: str | None = None) -> list[Job]:
     opened = [job for job in jobs if job.arm == again or job.state() != "finished"]
     starts = {job.start for job in opened}
     return [job for job in opened if job.arm != RESERVED or job.folder in starts]
+
+
+def without_failed(jobs: Sequence[Job]) -> list[Job]:
+    """Runs that have not failed before, and that need none which has."""
+    kept: list[Job] = []
+    failed: set[Path] = set()
+    for job in jobs:
+        if job.state() == "failed" or failed.intersection(job.needs):
+            failed.add(job.folder)
+        else:
+            kept.append(job)
+    return kept
 
 
 def _of_recipe(

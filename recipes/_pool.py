@@ -13,7 +13,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from legibility.recipes._plan import LOG, Job
+from legibility.recipes._folder import ERROR, write_failure
+from legibility.recipes._plan import Job
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -26,7 +27,7 @@ class Event:
     Args:
         kind: ``"started"``, ``"progress"``, ``"done"`` or ``"failed"``.
         job: The run.
-        text: What it does, or why it failed.
+        text: What it does, why it failed, or what is to be said of it though it is done.
         share: Which part of its training is done, 0 to 1.
         seconds: How long it took so far, without the start of its process.
     """
@@ -117,6 +118,8 @@ class _Worker:
         except (EOFError, OSError):
             self.process.join()
             text = f"its process ended with exit code {self.process.exitcode} (killed? out of memory?)"
+            if not (self._job.folder / ERROR).exists():
+                write_failure(self._job.folder, self._job.digest, text)
             return Event("failed", self._job, text, seconds=seconds)
         return Event(kind, self._job, text, share, seconds)
 
@@ -125,7 +128,8 @@ def _work(pipe: Connection) -> None:
     """What a worker process does until nothing more comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of the terminal's processes; the parent decides.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    # One thread each: as many as there are processes, and results that do not depend on how many those are.
+    os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from legibility.recipes._engine import run  # imports torch: here and not in the parent
 
@@ -139,13 +143,12 @@ def _work(pipe: Connection) -> None:
             return
         start = time.monotonic()
         try:
-            with written_to(job.folder / LOG):
-                run(job, tell=lambda stage, share: say("progress", stage, share))
+            note = run(job, written=written_to, tell=lambda stage, share: say("progress", stage, share))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a failing run must not stop the others
             lines = str(error).strip().splitlines() or [""]
             say("failed", f"{type(error).__name__}: {lines[0]}"[:300], 0.0)
         else:
-            say("done", "", 1.0)
+            say("done", note, 1.0)
 
 
 def _end_with_parent() -> None:

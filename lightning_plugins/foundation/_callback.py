@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from legibility.lightning_plugins.foundation._wandb import define_step_metric
+
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
 else:
@@ -72,6 +74,9 @@ class LegibilityCallback(Callback):
             NotImplementedError: Under DeepSpeed.
         """
         _check_strategy(trainer)
+        ours = (c for c in trainer.callbacks if isinstance(c, LegibilityCallback))  # type: ignore[attr-defined]
+        if next(ours, self) is self:  # once for all of them
+            define_step_metric(trainer)
         self._remove()
         self._installed = True
         self._seconds, self._steps = 0.0, 0

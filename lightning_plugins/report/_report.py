@@ -19,7 +19,8 @@ from legibility.lightning_plugins.report._imitation_scores import Families
 from legibility.lightning_plugins.report._measurement import Measurement, logged_loss, measure_subject
 from legibility.lightning_plugins.report._queries import Subject
 from legibility.lightning_plugins.report._query_keeper import QueryKeeper
-from legibility.lightning_plugins.report._run_record import plugins_of, run_record
+from legibility.lightning_plugins.report._run_record import plugins_of, run_record, terms_of
+from legibility.lightning_plugins.report._wandb import announce_run, publish_record
 from legibility.lightning_plugins.sparsity._weight_step import WeightStep
 from legibility.students import Student
 from legibility.tradeoff import CostEntry, RunRecord, TaskEntry, save_record
@@ -42,7 +43,8 @@ class InterpretabilityReport(LegibilityCallback):
     - guards: entropy, effective rank, RMS and live units of each tap.
 
     Every entry carries its control and whether it was trained on. What can't be measured is in the record with the
-    reason. Scores are logged as ``legibility/score/<name>`` to every logger of the trainer.
+    reason. Scores are logged as ``legibility/score/<name>`` to every logger of the trainer; a WandbLogger also gets
+    config, summary, the table ``legibility/scores``, the record and the students. A logger that fails costs no record.
 
     Args:
         arm: Name of this setting in comparisons.
@@ -120,6 +122,7 @@ class InterpretabilityReport(LegibilityCallback):
 
     def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         self._adopt(trainer)
+        announce_run(trainer, self.arm, self.seed, self.recipe)
         self._clock = Clock()
         self._recorder(pl_module, taps=True)  # names that match nothing are said now, not after training
         self._keeper.start(pl_module)
@@ -231,6 +234,7 @@ class InterpretabilityReport(LegibilityCallback):
         Raises:
             ValueError: Nothing to ask, or answers that can't be measured.
         """
+        announce_run(trainer, self.arm, self.seed, self.recipe)
         if datamodule is not None:
             self._adopt(trainer)
             self._keeper = QueryKeeper(self.queries, self._recorder, self._name_model)
@@ -265,7 +269,7 @@ class InterpretabilityReport(LegibilityCallback):
             step_seconds=self._clock.seconds_per_step if steps is not None else None,
             report_seconds=time.perf_counter() - start,
             peak_memory_bytes=peak_memory(trainer.strategy.root_device),
-            terms={type(c).__name__: c.seconds_per_step for c in plugins_of(trainer) if steps is not None},
+            terms=terms_of(plugins_of(trainer)) if steps is not None else {},
             parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
         )
         self.record = run_record(
@@ -283,10 +287,7 @@ class InterpretabilityReport(LegibilityCallback):
             },
         )
         self.path = save_record(self.record, target)
-        means = {entry.name: entry.value for entry in found.scores if entry.family is None}
-        scores = {f"legibility/score/{name}": value for name, value in means.items() if value is not None}
-        for logger in trainer.loggers:
-            logger.log_metrics(scores, step=trainer.global_step)
+        publish_record(trainer, self.path)
 
     def _measured(
         self,

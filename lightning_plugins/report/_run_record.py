@@ -21,6 +21,29 @@ def plugins_of(trainer: "Trainer") -> list[LegibilityCallback]:
     return [callback for callback in callbacks if isinstance(callback, LegibilityCallback)]
 
 
+def strengths_of(plugins: Sequence[LegibilityCallback]) -> dict[str, float]:
+    """Coefficient of each term, by name; the second of a name (two ``L1Sparsity``) is called ``l1_2``."""
+    found: dict[str, float] = {}
+    for plugin in plugins:
+        for name, value in plugin.strengths.items():
+            number = sum(key == name or key.rpartition("_")[0] == name for key in found)
+            found[f"{name}_{number + 1}" if number else name] = value
+    return found
+
+
+def terms_of(plugins: Sequence[LegibilityCallback]) -> dict[str, float | None]:
+    """Seconds per step of each kind of callback, several of one kind together."""
+    found: dict[str, float | None] = {}
+    for plugin in plugins:
+        found[type(plugin).__name__] = (found.get(type(plugin).__name__) or 0.0) + plugin.seconds_per_step
+    return found
+
+
+def seed_of(seed: int | None) -> int:
+    """The training seed: as named, else that of Lightning's ``seed_everything``, else 0."""
+    return seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
 def run_record(
     found: Measurement,
     cost: CostEntry,
@@ -56,9 +79,9 @@ def run_record(
         of = ControlOf("random-init", control.of)
     return RunRecord(
         arm=arm,
-        seed=seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0")),
+        seed=seed_of(seed),
         recipe=recipe,
-        strengths={name: value for plugin in plugins for name, value in plugin.strengths.items()},
+        strengths=strengths_of(plugins),
         students=[name for cohort in cohorts for name in cohort.names],
         task=found.task,
         scores=found.scores,

@@ -17,7 +17,7 @@ from pytorch_lightning.cli import LightningCLI
 from legibility.recipes._engine import check, run
 from legibility.recipes._plan import Job, plan
 
-FILES = {"config.yaml", "digest.txt", "last.ckpt", "record.json"}
+FILES = {".lock", "config.yaml", "digest.txt", "last.ckpt", "record.json"}
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -102,9 +102,10 @@ def test_a_failing_run_is_written_down_and_not_finished(tiny: Path) -> None:
     assert broken.state() == "other"
     with pytest.raises(FloatingPointError, match="this arm always fails"):
         run(broken)
-    assert broken.state() == "open"
+    assert broken.state() == "failed"
     assert "FloatingPointError: this arm always fails" in (broken.folder / "error.txt").read_text()
     assert not (broken.folder / "record.json").exists(), "a record of the earlier run would pass for this one's"
+    assert job.state() == "open", "another configuration has not failed"
     run(job)
     assert not (job.folder / "error.txt").exists()
 
@@ -123,7 +124,7 @@ def test_a_report_that_writes_nothing_is_an_error(tiny: Path) -> None:
     (job,) = jobs("plain")
     with pytest.raises(RuntimeError, match=r"wrote no record\.json"):
         run(job)
-    assert job.state() == "open"
+    assert job.state() == "failed"
 
 
 def test_a_report_that_could_not_measure_makes_a_failed_run(tiny: Path) -> None:
@@ -131,7 +132,7 @@ def test_a_report_that_could_not_measure_makes_a_failed_run(tiny: Path) -> None:
     (job,) = jobs("plain")
     with pytest.raises(RuntimeError, match="measuring failed: no logits"):
         run(job)
-    assert job.state() == "open"
+    assert job.state() == "failed"
     assert (job.folder / "last.ckpt").exists()
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from legibility.recipes._plan import Job, merge, plan, unfinished
+from legibility.recipes._folder import write_failure
+from legibility.recipes._plan import Job, merge, plan, unfinished, without_failed
 from legibility.tradeoff import CostEntry, RunRecord, TaskEntry, save_record
 
 OUT = Path("runs")
@@ -169,3 +170,16 @@ def test_a_base_is_trained_only_for_runs_that_are_open(tiny: Path) -> None:
     finish(cool)
     assert unfinished(jobs) == []
     assert unfinished(jobs, again="cool") == [cool]
+
+
+def test_what_needs_a_failed_run_is_left_out_with_it(tmp_path: Path) -> None:
+    jobs = plan(["stdlib_lm"], arms=["early-stop", "temperature-0.3"], seeds=[0], out=tmp_path)
+    plain = next(job for job in jobs if job.arm == "plain")
+    plain.folder.mkdir(parents=True)
+    write_failure(plain.folder, plain.digest, "ValueError: no")
+    assert plain.state() == "failed"
+    assert [job.arm for job in without_failed(jobs)] == ["base", "legibility-0.3", "early-stop"]
+    assert [job.arm for job in unfinished(jobs)] == [job.arm for job in jobs], "tried again, if that is asked for"
+    jobs[0].folder.mkdir(parents=True)
+    write_failure(jobs[0].folder, jobs[0].digest, "ValueError: no")
+    assert without_failed(jobs) == []

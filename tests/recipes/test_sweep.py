@@ -50,7 +50,13 @@ def test_a_sweep_goes_on_where_it_was_killed(tiny: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("record.json")}
     assert len(stamps) == 2
 
-    again = sweep("--jobs", "1")
+    kept = sweep("--jobs", "1", "--seeds", "1")
+    assert kept.returncode == 1
+    assert "left out: tiny/quick/other/seed-0  its process ended with exit code 9" in kept.stdout
+    assert "--retry-failed" in kept.stdout
+    assert "runs done" not in kept.stdout
+
+    again = sweep("--jobs", "1", "--retry-failed")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "2 of 6 runs are finished already" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
@@ -75,6 +81,17 @@ def test_a_failing_arm_and_a_dying_process_do_not_stop_the_others(tiny: Path) ->
     assert "see runs/tiny/quick/decay/seed-0/error.txt" in text
     assert "FAILED runs/tiny/quick/other/seed-4: its process ended with exit code 7" in text
     assert "this arm always fails" in Path("runs/tiny/quick/decay/seed-0/error.txt").read_text()
+    assert "exit code 7" in Path("runs/tiny/quick/other/seed-0/error.txt").read_text()
+    # What failed is tried again by choice, or when it is no longer the same run.
+    edit(tiny, '{"fail": True}', '{"decay": 0.5}')
+    again = sweep("--jobs", "1", "--seeds", "0,4")
+    assert again.returncode == 1
+    assert "2 of 6 runs are finished already" in again.stdout
+    assert len(records()) == 4
+    assert not Path("runs/tiny/quick/decay/seed-0/error.txt").exists()
+    assert [line.split()[2] for line in again.stdout.splitlines() if line.startswith("left out")] == [
+        f"tiny/quick/other/seed-{seed}" for seed in (0, 4)
+    ]
 
 
 def test_what_needs_a_failed_run_is_not_tried(tiny: Path) -> None:
@@ -146,3 +163,49 @@ def test_the_live_line_says_what_runs_and_plain_lines_what_is_done(tiny: Path) -
         assert "[1/2] tiny/quick/plain/seed-0  done in 3 s" in printed
         assert "[2/2] tiny/quick/decay/seed-0  FAILED: ValueError: [no]" in printed
         assert ("\x1b[" in printed) == terminal
+
+
+def test_two_sweeps_of_one_folder_share_the_runs(tiny: Path) -> None:
+    edit(
+        tiny,
+        "        group = trainer",
+        '        print(self.arm, self.seed, file=open("fits.txt", "a"))\n        group = trainer',
+    )
+    command = [sys.executable, "-m", "legibility.recipes._cli", "sweep", "./tiny.py", "--jobs", "1"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate(timeout=200)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    fits = Path("fits.txt").read_text().splitlines()
+    assert sorted(fits) == sorted(f"{arm} {seed}" for arm in ("plain", "decay", "other") for seed in (0, 1))
+    assert len(records()) == 6
+
+
+def test_a_sweep_killed_at_random_is_the_one_left_alone(tiny: Path) -> None:
+    program = Path(__file__).parents[2] / "benchmarks" / "sweep_killed.py"
+    edit(tiny, "        self.last = float(loss)", "        import time; time.sleep(0.2); self.last = float(loss)")
+    command = [sys.executable, str(program), "--kills", "2", "--", "./tiny.py", "--seeds", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "records 6 of 6, different: none, left over: none" in done.stdout
+
+
+def test_time_left_is_of_whole_runs_and_says_less_than_it_knows_before(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("legibility.recipes._sweep.time.monotonic", lambda: now[0])
+    jobs = plan(["./tiny.py"], seeds=[0, 1], out=Path("runs"))
+    screen = _Screen(jobs, Console(file=io.StringIO()))
+    screen.hear(Event("started", jobs[0]))
+    screen.hear(Event("started", jobs[1]))
+    assert screen._left() == ""
+    now[0] += 10
+    screen.hear(Event("progress", jobs[0], "training", 0.5))
+    assert screen._left() == "at least 2 min left"  # 10 s for half of one of six runs: 110 s for the rest
+    now[0] += 10
+    screen.hear(Event("done", jobs[0], seconds=18.0))
+    screen.hear(Event("started", jobs[2]))
+    # One of 18 s has begun just now, one is 20 s old, three wait: 4 x 18 s on two processes.
+    assert screen._left() == "about 36 s left"
+    screen.hear(Event("failed", jobs[3], "what it needs failed before"))
+    assert screen._left() == "about 27 s left", "what never ran says nothing of how long a run takes"

@@ -328,3 +328,15 @@ def test_the_record_says_what_zeros_would_save(pl: Any, trainer: Callable[..., A
     weights, biases = 10 * 64 + 64 * 64 + 64 * 5, 64 + 64 + 5
     expected = (weights * (kept * 32 + 1) + 32 * biases) / (32 * (weights + biases))
     assert found["sparse_bytes_share"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_two_callbacks_of_one_kind_are_both_in_the_record(
+    pl: Any, trainer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(L1Sparsity, "seconds_per_step", 0.25)
+    plugin = report(tmp_path)
+    two = [L1Sparsity(5.0, targets="net.0.weight"), L1Sparsity(7.0, targets="net.2.weight")]
+    trainer([*two, plugin], max_epochs=1).fit(make_module(pl), loader(64), loader(64))
+    assert plugin.record is not None
+    assert plugin.record.strengths == {"l1": 5.0, "l1_2": 7.0}
+    assert plugin.record.cost.terms["L1Sparsity"] == 0.5

@@ -1,0 +1,82 @@
+"""A run's folder: what lies in it, who may write there, what counts as finished and what as failed."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+RECORD, CHECKPOINT, CONFIG, DIGEST, ERROR, LOG = (
+    "record.json",
+    "last.ckpt",
+    "config.yaml",
+    "digest.txt",
+    "error.txt",
+    "log.txt",
+)
+_LOCK = ".lock"
+_PARTS = ("*.part", f".{RECORD}.*.tmp")  # ours, and those of `save_record`
+_WANDB = "wandb"
+
+
+def write(path: Path, text: str) -> None:
+    """Writes all or nothing: a process that is killed meanwhile leaves the file as it was."""
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def clean(folder: Path) -> None:
+    """Takes away what an earlier run left, finished or killed half-way; the digest, which says "finished", goes first.
+
+    The offline data of W&B goes too: synchronised later, it would show a run that never ended.
+    """
+    for name in (DIGEST, RECORD, CHECKPOINT, ERROR):
+        (folder / name).unlink(missing_ok=True)
+    for pattern in _PARTS:
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    shutil.rmtree(folder / _WANDB, ignore_errors=True)
+
+
+def write_failure(folder: Path, digest: str, text: str) -> None:
+    """Writes down that the run with this digest failed, and why."""
+    write(folder / ERROR, f"run {digest}\n{text.rstrip()}\n")
+
+
+def read_failure(folder: Path, digest: str) -> str | None:
+    """The last line of what :func:`write_failure` wrote for this very run; None if it did not fail."""
+    try:
+        first, _, text = (folder / ERROR).read_text(encoding="utf-8").partition("\n")
+    except OSError:
+        return None
+    return (text.strip().splitlines() or [""])[-1] if first == f"run {digest}" else None
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, waiting: Callable[[str], None]) -> Iterator[bool]:
+    """While inside, no other process is in the same folder's claim. The system ends the claim of a process that dies.
+
+    Args:
+        folder: Made if it does not exist.
+        waiting: Called with the process that has to be waited for.
+
+    Yields:
+        Whether another process had to be waited for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("a+", encoding="utf-8") as file:
+        waited = False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited = True
+            file.seek(0)
+            waiting(file.read().strip() or "another process")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield waited
