@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -188,6 +188,20 @@ def check_share(share: float, argument: str) -> float:
     if not 0 <= share < 1:
         raise ValueError(f"`{argument}` is a share of the training steps in [0, 1), got {share}.")
     return float(share)
+
+
+def check_choice(value: Any, choices: Any, argument: str) -> None:
+    """One of the words of a ``Literal``.
+
+    Raises:
+        ValueError: Anything else.
+
+    Example:
+        >>> from typing import Literal
+        >>> check_choice("all", Literal["all", "split"], "sync")
+    """
+    if value not in get_args(choices):
+        raise ValueError(f"`{argument}` must be one of {', '.join(map(repr, get_args(choices)))}, got {value!r}.")
 
 
 def total_steps(trainer: "Trainer") -> int | None:

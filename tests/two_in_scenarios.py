@@ -1,0 +1,170 @@
+"""A program that two ranks run: the scenarios named on the command line, one after the other, in one process group.
+
+python two_in_scenarios.py NAMESPACE OUT SCENARIO...
+"""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import torch
+from by_hand import RATE as SLOW
+from by_hand import STUDENTS, make_manual
+from launch import place
+from manual_programs import GANS, ONE_MODEL
+from scenarios import BATCHES, DDP, FSDP2, RATE, STRENGTH, Scenario, batches, idle, model, task
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.data import DataLoader
+
+from legibility.lightning_plugins import StudentLegibility
+
+PROGRAMS = {name: (program, optimizers, "net") for name, (program, optimizers) in ONE_MODEL.items()}
+PROGRAMS |= {f"GAN {name}, {one}": (program, ["g", "d"], one) for name, program in GANS.items() for one in ("g", "d")}
+
+
+def whole(tensors: Any) -> list[Tensor]:
+    """Sharded tensors as whole ones."""
+    return [getattr(tensor, "full_tensor", lambda tensor=tensor: tensor)().detach().clone() for tensor in tensors]
+
+
+def shard(module: Any, *parts: nn.Module, low: bool = False) -> None:
+    """Shards modules over the ranks, innermost first."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.float32)
+    for part in parts:
+        fully_shard(part, mesh=module.device_mesh["data_parallel"], **({"mp_policy": policy} if low else {}))
+
+
+def make(pl: Any, scenario: Scenario) -> Any:
+    """The LightningModule of a scenario; keeps the gradients that the optimizer sees."""
+    rank = place()[1]
+
+    class Trained(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model()
+            self.seen: list[list[Tensor]] = []
+            if scenario.sharded is None and scenario.compiled:
+                self.net.trunk.compile(backend="eager")
+
+        def configure_model(self) -> None:
+            if scenario.sharded is not None and not self.seen:
+                shard(self, self.net.trunk, self.net, **scenario.sharded)
+                if scenario.compiled:
+                    self.net.trunk.compile(backend="eager")
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            if scenario.slices(batch_idx, rank) is None:
+                return idle(self.net)
+            x, y = batch
+            return task(scenario, self.net, x, y)[0]
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            self.seen.append(whole(p.grad for p in self.net.parameters() if p.grad is not None))
+
+    return Trained()
+
+
+def trainer_for(namespace: str, sharded: bool, options: dict[str, Any], **others: Any) -> Any:
+    """Of two CPU ranks."""
+    pl = importlib.import_module(namespace)
+    strategies = importlib.import_module(f"{namespace}.strategies")
+    if sharded:
+        options = {"data_parallel_size": 2, "tensor_parallel_size": 1, **options}
+        strategy = strategies.ModelParallelStrategy(process_group_backend="gloo", **options)
+    else:
+        strategy = strategies.DDPStrategy(process_group_backend="gloo", **options)
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(
+        accelerator="cpu", devices=2, strategy=strategy, **{"max_epochs": 1, "use_distributed_sampler": False, **quiet, **others}
+    )  # fmt: skip
+
+
+def automatic(namespace: str, scenario: Scenario) -> dict[str, Any]:
+    """Trains a scenario; what happened on this rank."""
+    rank = place()[1]
+    module = make(importlib.import_module(namespace), scenario)
+    plugin = StudentLegibility(
+        STRENGTH, students=scenario.students, model="net", output="1" if scenario.second else "0", warmup=0.0,
+        imitate="distribution", learning_rate=RATE, summary=False, sync="split" if scenario.split else "all",
+    )  # fmt: skip
+    trainer = trainer_for(
+        namespace, scenario.sharded is not None, scenario.strategy, callbacks=[plugin],
+        accumulate_grad_batches=scenario.accumulate, precision=scenario.precision,
+    )  # fmt: skip
+    parts = [scenario.slices(index, rank) for index in range(BATCHES)]
+    rows = [(x[part], y[part]) for (x, y), part in zip(batches(), [p or slice(0, 0) for p in parts], strict=True)]
+    trainer.fit(module, DataLoader(rows, batch_size=None))
+    return result(plugin, module, module.net)
+
+
+def by_hand(namespace: str, name: str, sharded: bool) -> dict[str, Any]:
+    """Trains a program that optimizes by hand."""
+    program, optimizers, primary = PROGRAMS[name]
+    module = make_manual(importlib.import_module(namespace), program, optimizers)
+    plugin = StudentLegibility(
+        STRENGTH, students=STUDENTS, model=f"nets.{primary}", warmup=0.0, imitate="distribution", learning_rate=SLOW,
+        summary=False,
+    )  # fmt: skip
+
+    class Sharded(type(module)):  # type: ignore[misc]
+        def configure_model(self) -> None:
+            if sharded:
+                shard(self, *self.nets["net"][::2], *self.nets.values())
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            held = [p.grad for group in optimizer.param_groups for p in group["params"]]
+            self.seen.append(whole(grad for grad in held if grad is not None))
+
+    module.__class__ = Sharded
+    options = {} if sharded else {"find_unused_parameters": True}
+    trainer = trainer_for(namespace, sharded, options, callbacks=[plugin])
+    half = slice(8 * place()[1], 8 * place()[1] + 8)
+    trainer.fit(module, DataLoader([(x[half], y[half]) for x, y in batches()], batch_size=None))
+    return result(plugin, module, module.nets)
+
+
+def result(plugin: StudentLegibility, module: Any, trained: nn.Module) -> dict[str, Any]:
+    """What a rank hands back."""
+    assert plugin.built is not None
+    cohort = plugin.built.cohort
+    return {
+        "gradients": module.seen,
+        "weights": whole(trained.parameters()),
+        "students": {name: [p.detach() for p in network.parameters()] for name, network in cohort.networks.items()},
+        "active": {name: cohort.active[name] for name in cohort.networks},
+        "left": [name for name in ("training_step", "manual_backward") if name in vars(module)],
+    }
+
+
+def main(namespace: str, out: str, *names: str) -> None:
+    """Runs the scenarios and saves what happened on this rank."""
+    torch.set_num_threads(1)
+    world, rank = place()
+    found = {}
+    for name in names:
+        kind, _, program = name.partition(": ")
+        # Lightning forgets the number of ranks at the end of a fit.
+        os.environ |= {"WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+        if program:
+            found[name] = by_hand(namespace, program, sharded=kind == "FSDP2 by hand")
+        else:
+            found[name] = automatic(namespace, (DDP | FSDP2)[name])
+        print("done:", name, flush=True)
+    torch.save(found, f"{out}-{world}-{rank}.pt")
+    torch.distributed.barrier()
+    # gloo's threads abort about one exit in ten ("terminate called without an active exception"): leave at once.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
