@@ -127,7 +127,7 @@ def model() -> Two:
     return Two()
 
 
-def task(scenario: Scenario, net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def task(scenario: Scenario, net: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The user's loss, and what the students imitate."""
     first, second = net(x)
     said = second if scenario.second else first
@@ -154,7 +154,7 @@ def written_out(scenario: Scenario) -> dict[str, Any]:
             loss = idle(net)
             if part is not None:
                 with torch.autocast("cpu", torch.bfloat16, enabled=scenario.precision == "bf16-mixed"):
-                    loss, h = task(scenario, net, x[part], y[part])
+                    loss, h = task(scenario, _low(net) if scenario.sharded == LOW else net, x[part], y[part])
                 if len(x[part]):
                     loss = loss + STRENGTH * _term(scenario, cohorts[rank % len(cohorts)], x[part], h)
             (loss / scenario.accumulate / WORLD).backward()
@@ -171,6 +171,12 @@ def written_out(scenario: Scenario) -> dict[str, Any]:
         "students": {name: [p.detach() for p in network.parameters()] for name, network in networks.items()},
         "active": {name: cohort.active[name] for cohort in cohorts for name in cohort.networks},
     }
+
+
+def _low(net: nn.Module) -> Any:
+    """Computes in bfloat16 with gradients to the float32 weights, as the mixed precision of `fully_shard` does."""
+    weights = {name: p.bfloat16() for name, p in net.named_parameters()}
+    return lambda x: torch.func.functional_call(net, weights, (x.bfloat16(),))
 
 
 def _cohorts(scenario: Scenario, net: nn.Module, data: list[Any], parts: list[list[slice | None]]) -> list[Cohort]:

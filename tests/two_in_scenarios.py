@@ -31,7 +31,7 @@ def whole(tensors: Any) -> list[Tensor]:
 
 def shard(module: Any, *parts: nn.Module, low: bool = False) -> None:
     """Shards modules over the ranks, innermost first."""
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
     for part in parts:
         fully_shard(part, mesh=module.device_mesh["data_parallel"], **({"mp_policy": policy} if low else {}))
 
