@@ -127,7 +127,9 @@ def model() -> Two:
     return Two()
 
 
-def task(scenario: Scenario, net: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def task(
+    scenario: Scenario, net: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
     """The user's loss, and what the students imitate."""
     first, second = net(x)
     said = second if scenario.second else first
