@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
+from legibility.lightning_plugins.foundation._strategies import check_strategy
+
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
 else:
@@ -30,7 +32,8 @@ class LegibilityCallback(Callback):
     A subclass implements ``_install`` and ``_uninstall``; the latter must be idempotent. The training loop, with the
     hooks that our callbacks use marked ``*``::
 
-        setup -> configure_optimizers -> wrap (DDP)
+        * setup                   strategies that are not supported are refused
+        configure_optimizers -> wrap (DDP)
         * on_fit_start            names resolved, hooks and wrappers installed
         * on_train_start          number of steps known
         for each batch:
@@ -65,13 +68,17 @@ class LegibilityCallback(Callback):
         """Mean time of this callback's own work per training batch, in seconds (0 before the first)."""
         return self._seconds / self._steps if self._steps else 0.0
 
-    def on_fit_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Installs; what was left of an aborted fit goes first.
+    def setup(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
+        """Refuses what can't be right, before the strategy touches the model.
 
         Raises:
-            NotImplementedError: Under DeepSpeed.
+            NotImplementedError: Under DeepSpeed, XLA, several ranks of an unknown strategy, or FSDP1 without a GPU.
         """
-        _check_strategy(trainer)
+        if stage == "fit":
+            check_strategy(trainer)
+
+    def on_fit_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Installs; what was left of an aborted fit goes first."""
         self._remove()
         self._installed = True
         self._seconds, self._steps = 0.0, 0
@@ -110,14 +117,6 @@ class LegibilityCallback(Callback):
     def _write_log(pl_module: "LightningModule", values: Mapping[str, Tensor | float]) -> None:
         """Logs under ``legibility/``."""
         pl_module.log_dict({f"legibility/{key}": value for key, value in values.items()}, on_step=True, on_epoch=False)
-
-
-def _check_strategy(trainer: "Trainer") -> None:
-    if any(kind.__name__ == "DeepSpeedStrategy" for kind in type(trainer.strategy).__mro__):
-        raise NotImplementedError(
-            "`strategy`: DeepSpeed is not supported. It differentiates the loss and keeps copies of the weights itself, so "
-            "neither a term nor an exact zero would be certain to arrive. Use DDP, or ModelParallelStrategy (FSDP2)."
-        )
 
 
 def is_logging_step(trainer: "Trainer") -> bool:
