@@ -6,6 +6,7 @@ python two_in_scenarios.py NAMESPACE OUT SCENARIO...
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +17,26 @@ from manual_programs import GANS, ONE_MODEL
 from scenarios import BATCHES, DDP, FSDP2, RATE, STRENGTH, Scenario, batches, idle, model, task
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from legibility.lightning_plugins import StudentLegibility
+from legibility.lightning_plugins import InterpretabilityReport, StudentLegibility
+from legibility.students import MLPStudent
 
 PROGRAMS = {name: (program, optimizers, "net") for name, (program, optimizers) in ONE_MODEL.items()}
 PROGRAMS |= {f"GAN {name}, {one}": (program, ["g", "d"], one) for name, program in GANS.items() for one in ("g", "d")}
+
+
+class Rows(Dataset[Any]):
+    """Batches as they are."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._batches[index]
 
 
 def whole(tensors: Any) -> list[Tensor]:
@@ -84,9 +99,14 @@ def trainer_for(namespace: str, sharded: bool, options: dict[str, Any], **others
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    return pl.Trainer(
-        accelerator="cpu", devices=2, strategy=strategy, **{"max_epochs": 1, "use_distributed_sampler": False, **quiet, **others}
-    )  # fmt: skip
+    fixed = {
+        "accelerator": "cpu",
+        "devices": 2,
+        "strategy": strategy,
+        "max_epochs": 1,
+        "use_distributed_sampler": False,
+    }
+    return pl.Trainer(**{**fixed, **quiet, **others})
 
 
 def automatic(namespace: str, scenario: Scenario) -> dict[str, Any]:
@@ -103,7 +123,7 @@ def automatic(namespace: str, scenario: Scenario) -> dict[str, Any]:
     )  # fmt: skip
     parts = [scenario.slices(index, rank) for index in range(BATCHES)]
     rows = [(x[part], y[part]) for (x, y), part in zip(batches(), [p or slice(0, 0) for p in parts], strict=True)]
-    trainer.fit(module, DataLoader(rows, batch_size=None))
+    trainer.fit(module, DataLoader(Rows(rows), batch_size=None))
     return result(plugin, module, module.net)
 
 
@@ -129,8 +149,44 @@ def by_hand(namespace: str, name: str, sharded: bool) -> dict[str, Any]:
     options = {} if sharded else {"find_unused_parameters": True}
     trainer = trainer_for(namespace, sharded, options, callbacks=[plugin])
     half = slice(8 * place()[1], 8 * place()[1] + 8)
-    trainer.fit(module, DataLoader([(x[half], y[half]) for x, y in batches()], batch_size=None))
+    trainer.fit(module, DataLoader(Rows([(x[half], y[half]) for x, y in batches()]), batch_size=None))
     return result(plugin, module, module.nets)
+
+
+def reported(namespace: str, out: str, name: str) -> dict[str, Any]:
+    """Trains a little and reports; the record as this rank has it, and the files that it finds afterwards.
+
+    Alone, a process trains on the whole batches, and is asked what rank 0
+    is asked.
+    """
+    world, rank = place()
+    module = make(importlib.import_module(namespace), Scenario(sharded={} if name == "FSDP2" else None))
+
+    class Validated(type(module)):  # type: ignore[misc]
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            task(Scenario(), self.net, *batch)
+
+    module.__class__ = Validated
+    folder = Path(f"{out}-{name}")
+    report = InterpretabilityReport(
+        folder=str(folder), model="net", output="0", taps="net.trunk", queries=64, held_out=[MLPStudent(width=8)],
+        passes=1, progress=False,
+    )  # fmt: skip
+    share = 16 // world
+    own = [(x[rank * share :][:share], y[rank * share :][:share]) for x, y in batches()[:6]]
+    asked = [(x[rank * 8 :][:8], y[rank * 8 :][:8]) for x, y in batches()[6:16]]
+    trainer = trainer_for(
+        namespace, name == "FSDP2", {}, callbacks=[report], logger=False, devices=world,
+        **({"strategy": "auto"} if world == 1 else {}),
+    )  # fmt: skip
+    trainer.fit(module, *(DataLoader(Rows(rows), batch_size=None) for rows in (own, asked)))
+    found = [] if report.record is None else report.record.scores
+    scores = {f"{entry.name} {entry.family}": (entry.value, entry.control) for entry in found}
+    guards = {} if report.record is None else report.record.guards
+    notes = [] if report.record is None else report.record.notes
+    files = sorted(path.name for path in folder.iterdir())
+    weights = whole(module.net.parameters())
+    return {"scores": scores, "guards": guards, "notes": notes, "files": files, "weights": weights}
 
 
 def result(plugin: StudentLegibility, module: Any, trained: nn.Module) -> dict[str, Any]:
@@ -155,7 +211,9 @@ def main(namespace: str, out: str, *names: str) -> None:
         kind, _, program = name.partition(": ")
         # Lightning forgets the number of ranks at the end of a fit.
         os.environ |= {"WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
-        if program:
+        if kind == "report":
+            found[name] = reported(namespace, out, program)
+        elif program:
             found[name] = by_hand(namespace, program, sharded=kind == "FSDP2 by hand")
         else:
             found[name] = automatic(namespace, (DDP | FSDP2)[name])

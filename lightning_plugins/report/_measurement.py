@@ -9,6 +9,7 @@ from legibility.lightning_plugins.foundation._untouched import untouched
 from legibility.lightning_plugins.report._controls import RandomInitControl, TemperatureControl, untrained
 from legibility.lightning_plugins.report._imitation_scores import Families, Progress, imitation_entries, missing_entry
 from legibility.lightning_plugins.report._queries import Subject, ask
+from legibility.lightning_plugins.report._shards import whole
 from legibility.lightning_plugins.sparsity._weights import penalisable_weights
 from legibility.losses import entropy
 from legibility.scores import (
@@ -171,7 +172,7 @@ def _sparsity_entries(subject: Subject) -> list[ScoreEntry]:
     weights = penalisable_weights(subject.primary)
     if not weights:
         return [missing_entry("exact_zero_share", "share", "higher", "the model has no weight matrices")]
-    found = weight_sparsity((name, weight.detach()) for name, weight in weights.items())
+    found = weight_sparsity((name, whole(weight.detach())) for name, weight in weights.items())
     trained = subject.sparsified
     return [
         ScoreEntry("exact_zero_share", found.zeros, "share", "higher", None, None, trained_on=trained),
