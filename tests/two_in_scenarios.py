@@ -3,9 +3,12 @@
 python two_in_scenarios.py NAMESPACE OUT SCENARIO...
 """
 
+import contextlib
 import importlib
+import io
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +192,71 @@ def reported(namespace: str, out: str, name: str) -> dict[str, Any]:
     return {"scores": scores, "guards": guards, "notes": notes, "files": files, "weights": weights}
 
 
+def split_life(namespace: str, out: str) -> dict[str, Any]:
+    """Students split by rank: interrupted and resumed, resumed wrongly, too few, one dropped; what each rank saw."""
+    pl = importlib.import_module(namespace)
+    callbacks = importlib.import_module(f"{namespace}.callbacks")
+    rank, folder = place()[1], Path(f"{out}-checkpoints")
+    own = DataLoader(Rows([(x[8 * rank :][:8], y[8 * rank :][:8]) for x, y in batches()[:12]]), batch_size=None)
+
+    class Poison(pl.Callback):  # type: ignore[misc]
+        """Breaks rank 1's student."""
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            (plugin,) = (callback for callback in trainer.callbacks if isinstance(callback, StudentLegibility))
+            if rank == 1 and batch_idx == 5 and plugin.built is not None:
+                with torch.no_grad():
+                    next(plugin.built.cohort.networks["mlp_2"].parameters()).fill_(torch.nan)
+
+    class Stop(pl.Callback):  # type: ignore[misc]
+        """Ends the fit by an exception, on both ranks."""
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 3:
+                raise ValueError("stopped")
+
+    def fit(*others: Any, start: str | None = None, epochs: int = 2, **options: Any) -> Any:
+        os.environ |= {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+        fixed: dict[str, Any] = {
+            "students": Scenario.students, "model": "net", "output": "0", "warmup": 0.0, "imitate": "distribution",
+            "learning_rate": RATE, "sync": "split", "summary": False,
+        }  # fmt: skip
+        plugin = StudentLegibility(STRENGTH, **{**fixed, **options})
+        module = make(pl, Scenario())
+        trainer = trainer_for(
+            namespace, False, {}, callbacks=[plugin, *others], max_epochs=epochs, log_every_n_steps=1,
+            enable_checkpointing=any(isinstance(other, callbacks.Checkpoint) for other in others),
+        )  # fmt: skip
+        try:
+            trainer.fit(module, own, ckpt_path=start)
+        except ValueError as error:
+            return str(error)
+        return trainer, plugin, result(plugin, module, module.net)
+
+    found: dict[str, Any] = {}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        every = callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+        trainer, plugin, found["whole"] = fit(every, summary=True)
+    found["printed"] = printed.getvalue()
+    found["logged"] = {name: float(value) for name, value in trainer.logged_metrics.items()}
+    plugin.save_students(f"{out}-students")
+    start = str(folder / "epoch=0.ckpt")
+    resumed = fit(start=start)
+    assert not isinstance(resumed, str), resumed
+    found["resumed"] = resumed[2]
+    found["resumed as all"] = fit(start=start, sync="all")
+    found["too few"] = fit(students=Scenario.students[:1])
+    found["stopped"] = fit(callbacks.OnExceptionCheckpoint(folder, "stopped"), Stop())
+    found["resumed from an exception"] = fit(start=str(folder / "stopped.ckpt"))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        _, plugin, _ = fit(Poison(), epochs=1)
+    found["failed"] = dict(plugin.built.cohort.failed)
+    found["warned"] = [str(entry.message) for entry in said if "is dropped" in str(entry.message)]
+    return found
+
+
 def result(plugin: StudentLegibility, module: Any, trained: nn.Module) -> dict[str, Any]:
     """What a rank hands back."""
     assert plugin.built is not None
@@ -211,7 +279,9 @@ def main(namespace: str, out: str, *names: str) -> None:
         kind, _, program = name.partition(": ")
         # Lightning forgets the number of ranks at the end of a fit.
         os.environ |= {"WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
-        if kind == "report":
+        if name == "split life":
+            found[name] = split_life(namespace, out)
+        elif kind == "report":
             found[name] = reported(namespace, out, program)
         elif program:
             found[name] = by_hand(namespace, program, sharded=kind == "FSDP2 by hand")

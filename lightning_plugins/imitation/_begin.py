@@ -7,7 +7,7 @@ from legibility.lightning_plugins.foundation._recorder import Recorder
 from legibility.lightning_plugins.foundation._recording import Recording
 from legibility.lightning_plugins.imitation._build_cohort import BuiltCohort
 from legibility.lightning_plugins.imitation._plan import Imitate, plan_together
-from legibility.lightning_plugins.imitation._split import Sync, split, state_of_rank
+from legibility.lightning_plugins.imitation._split import Sync, settled_widths, split, state_of_rank
 from legibility.students import Cohort, Student
 
 if TYPE_CHECKING:
@@ -56,8 +56,6 @@ def begin(
             a checkpoint that can't be gone on from.
     """
     state = None if pending is None else state_of_rank(pending, trainer, sync)
-    # A student that had failed is built only to be dropped again.
-    widths = None if state is None else [state["widths"].get(name, 4) for name in state["students"]]
     plan = plan_together(
         recordings,
         batch,
@@ -66,7 +64,7 @@ def begin(
         students=students,
         imitate=imitate,
         budget=budget,
-        widths=widths,
+        widths=None if pending is None else settled_widths(pending),
     )
     if plan is None:
         return None

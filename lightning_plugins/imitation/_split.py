@@ -129,3 +129,14 @@ def state_of_rank(state: Mapping[str, Any], trainer: "Trainer", sync: Sync) -> M
             "speak to each other, and holds the students of one rank only. Resume from an earlier checkpoint."
         )
     return cohorts[trainer.global_rank]
+
+
+def settled_widths(state: Mapping[str, Any]) -> list[int] | None:
+    """Every student's width out of the callback's state; None if there were no students yet."""
+    if state["cohort"] is None:
+        return None
+    known: dict[str, int] = {}
+    for cohort in state.get("cohorts") or [state["cohort"]]:
+        known |= cohort["widths"]
+    # A student that had failed is built only to be dropped again.
+    return [known.get(name, 4) for name in state["cohort"]["students"]]

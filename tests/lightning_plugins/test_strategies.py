@@ -1,5 +1,6 @@
 """DDP and FSDP2, by Lightning and by hand: each rank's gradients are those of the objective written out."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import torch
 from by_hand import STUDENTS, WrittenOut
 from launch import two
 from scenarios import DDP, FSDP2, STRENGTH, batches, written_out
+from tiny import loader, make_module, weights_of
 from torch import Tensor
-from two_in_scenarios import PROGRAMS
+from two_in_scenarios import PROGRAMS, reported
+
+from legibility.lightning_plugins import StudentLegibility
 
 PROGRAM = Path(__file__).parents[1] / "two_in_scenarios.py"
 ONE_MODEL = ["two optimizers", "two backwards through one forward", "gradients zeroed between two backwards"]
@@ -19,15 +23,17 @@ LAUNCHED = {
     "lightning.pytorch": [*DDP, "by hand: two optimizers", "by hand: two backwards through one forward"],
     "pytorch_lightning": [*FSDP2, *(f"FSDP2 by hand: {name}" for name in [*ONE_MODEL, *GANS])],
 }
+BESIDE = {"lightning.pytorch": ["report: DDP", "split life"], "pytorch_lightning": ["report: FSDP2"]}
 LOW = ("bf16-mixed", "FSDP2, bf16")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """What the two ranks of each scenario saw: one launch for each namespace."""
-    found = {}
+    found: dict[str, list[Any]] = {}
     for namespace, names in LAUNCHED.items():
         pytest.importorskip(namespace)
+        names = [*names, *BESIDE[namespace]]
         both = two(PROGRAM, namespace, tmp_path_factory.mktemp("ranks") / "result", *names)
         found |= {name: [rank[name] for rank in both] for name in names}
     return found
@@ -80,3 +86,78 @@ def test_split_ranks_have_students_of_their_own(ranks: dict[str, list[Any]]) -> 
     assert len(STUDENTS) == 2
     together, split = ranks["plain"][0]["weights"], ranks["split"][0]["weights"]
     assert max(float((a - b).abs().max()) for a, b in zip(together, split, strict=True)) > 1e-4, "another objective"
+
+
+@pytest.fixture(scope="module")
+def life(ranks: dict[str, list[Any]]) -> list[Any]:
+    return ranks["split life"]
+
+
+def test_split_students_resume_exactly(life: list[Any]) -> None:
+    for rank in life:
+        whole, resumed = rank["whole"], rank["resumed"]
+        assert all(torch.equal(a, b) for a, b in zip(whole["weights"], resumed["weights"], strict=True))
+        ((name, weights),) = whole["students"].items()
+        assert all(torch.equal(a, b) for a, b in zip(weights, resumed["students"][name], strict=True))
+        assert rank["resumed as all"].startswith("`sync`: the students of this checkpoint are split over 2 ranks")
+        assert rank["stopped"] == "stopped"
+        assert "while a fit was being interrupted" in rank["resumed from an exception"]
+
+
+def test_fewer_students_than_ranks_are_refused(life: list[Any]) -> None:
+    for rank in life:
+        assert "at least one student for each rank, got 1 for 2 ranks" in rank["too few"]
+
+
+def test_every_split_student_is_logged_and_printed_on_rank_0(life: list[Any]) -> None:
+    first, second = life
+    for student in ("mlp", "mlp_2"):
+        assert f"legibility/student/{student}/imitation" in first["logged"]
+        assert f"legibility/student/{student}/disagreement" in first["logged"]
+        assert student in first["printed"]
+    assert first["logged"]["legibility/term"] == second["logged"]["legibility/term"] > 0
+    assert "rank" in first["printed"] and second["printed"] == ""
+
+
+def test_a_student_that_fails_on_its_rank_is_known_on_all(life: list[Any]) -> None:
+    first, second = life
+    assert list(first["failed"]) == list(second["failed"]) == ["mlp_2"]
+    assert first["warned"] == [] and len(second["warned"]) == 1, "its own rank says so, at once"
+
+
+@pytest.mark.parametrize("strategy", ["DDP", "FSDP2"])
+def test_the_report_of_ranks_is_that_of_one_process(strategy: str, ranks: dict[str, list[Any]], tmp_path: Path) -> None:
+    first, second = ranks[f"report: {strategy}"]
+    alone = reported("pytorch_lightning", str(tmp_path / "result"), "alone")
+    assert first["files"] == second["files"] == ["record.json"], "written once, and before any rank goes on"
+    assert first["notes"] == alone["notes"] == []
+    assert first["scores"].keys() == alone["scores"].keys() and len(alone["scores"]) > 20
+    assert any(control is not None for _, control in alone["scores"].values()), "the random-init control"
+    for name, pair in alone["scores"].items():
+        assert first["scores"][name] == pytest.approx(pair, rel=1e-4, abs=1e-6), name
+    assert first["guards"] == pytest.approx(alone["guards"], rel=1e-4)
+    for rank in (first, second):  # measuring left the model as it was, the shards too
+        _close(rank["weights"], alone["weights"], 1e-6, 0.0)
+
+
+def test_split_in_one_process_is_all(pl: Any, trainer: Callable[..., Any]) -> None:
+    states = []
+    for sync in ("all", "split"):
+        module = make_module(pl)
+        plugin = StudentLegibility(STRENGTH, students=STUDENTS, warmup=0.0, summary=False, sync=sync)  # type: ignore[arg-type]
+        own = trainer([plugin])
+        own.fit(module, loader())
+        assert plugin.built is not None and list(plugin.built.cohort.networks) == ["mlp", "mlp_2"]
+        states.append((weights_of(module), plugin.state_dict()))
+    assert torch.equal(states[0][0], states[1][0])
+    assert states[0][1].keys() == states[1][1].keys()
+
+
+@pytest.mark.parametrize("state", [{"start": 0, "cohort": {}, "ranks": 2}, {"start": 0, "cohort": {}, "ranks": 4}])
+def test_split_students_do_not_resume_on_other_ranks(state: Any, pl: Any, trainer: Callable[..., Any]) -> None:
+    module = make_module(pl)
+    plugin = StudentLegibility(students=STUDENTS, summary=False, sync="split")
+    plugin.load_state_dict(state)
+    with pytest.raises(ValueError, match=f"split over {state['ranks']} ranks.*this fit not split"):
+        trainer([plugin]).fit(module, loader())
+    assert not any(name in vars(module) for name in ("training_step", "manual_backward"))
