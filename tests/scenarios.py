@@ -159,7 +159,7 @@ def written_out(scenario: Scenario) -> dict[str, Any]:
                     loss, h = task(scenario, _low(net) if scenario.sharded == LOW else net, x[part], y[part])
                 if len(x[part]):
                     loss = loss + STRENGTH * _term(scenario, cohorts[rank % len(cohorts)], x[part], h)
-            (loss / scenario.accumulate / WORLD).backward()
+            (loss / scenario.accumulate / WORLD).backward()  # type: ignore[no-untyped-call]
         if (index + 1) % scenario.accumulate == 0 or index + 1 == BATCHES:
             seen.append(gradients_of(optimizer))
             optimizer.step()

@@ -49,9 +49,9 @@ def whole(tensors: Any) -> list[Tensor]:
 
 def shard(module: Any, *parts: nn.Module, low: bool = False) -> None:
     """Shards modules over the ranks, innermost first."""
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if low else None)
     for part in parts:
-        fully_shard(part, mesh=module.device_mesh["data_parallel"], **({"mp_policy": policy} if low else {}))
+        fully_shard(part, mesh=module.device_mesh["data_parallel"], mp_policy=policy)
 
 
 def make(pl: Any, scenario: Scenario) -> Any:
@@ -169,6 +169,10 @@ def reported(namespace: str, out: str, name: str) -> dict[str, Any]:
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             task(Scenario(), self.net, *batch)
 
+        def on_train_end(self) -> None:
+            with torch.no_grad():
+                self.net.side.weight.zero_()
+
     module.__class__ = Validated
     folder = Path(f"{out}-{name}")
     report = InterpretabilityReport(
@@ -194,8 +198,8 @@ def reported(namespace: str, out: str, name: str) -> dict[str, Any]:
 
 def split_life(namespace: str, out: str) -> dict[str, Any]:
     """Students split by rank: interrupted and resumed, resumed wrongly, too few, one dropped; what each rank saw."""
-    pl = importlib.import_module(namespace)
-    callbacks = importlib.import_module(f"{namespace}.callbacks")
+    pl: Any = importlib.import_module(namespace)
+    callbacks: Any = importlib.import_module(f"{namespace}.callbacks")
     rank, folder = place()[1], Path(f"{out}-checkpoints")
     own = DataLoader(Rows([(x[8 * rank :][:8], y[8 * rank :][:8]) for x, y in batches()[:12]]), batch_size=None)
 

@@ -61,7 +61,7 @@ def reshard(module: nn.Module) -> None:
     """Frees gathered weights, so that the next call gathers them again as the shards are then."""
     for part in module.modules():
         if hasattr(part, "unshard") and hasattr(part, "reshard"):
-            part.reshard()
+            part.reshard()  # type: ignore[operator]
 
 
 @contextmanager
