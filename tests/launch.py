@@ -11,13 +11,13 @@ import torch
 from tiny import loader
 
 
-def two(program: Path, namespace: str, out: Path, *arguments: str) -> list[dict[str, Any]]:
+def two(program: Path, namespace: str, out: Path, *arguments: str, gpus: bool = False) -> list[dict[str, Any]]:
     """Runs `program NAMESPACE OUT ARGUMENTS` on two ranks; returns what each saved as OUT-2-RANK.pt."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     path = os.pathsep.join(filter(None, [str(program.parent), os.environ.get("PYTHONPATH")]))
-    base = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    base = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
     processes = []
     for rank in range(2):
         ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}

@@ -20,6 +20,9 @@ from manual_programs import GANS, ONE_MODEL
 from scenarios import BATCHES, DDP, FSDP2, RATE, STRENGTH, Scenario, batches, idle, model, task
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
 from legibility.lightning_plugins import InterpretabilityReport, StudentLegibility
@@ -263,6 +266,59 @@ def split_life(namespace: str, out: str) -> dict[str, Any]:
     return found
 
 
+def tensor_parallel(namespace: str, returned: str) -> dict[str, Any]:
+    """Layers spread over the ranks, which compute each batch together; the model may return a tensor or a DTensor."""
+    pl: Any = importlib.import_module(namespace)
+    everybody = Scenario(slices=lambda index, rank: slice(0, 16))
+    module = make(pl, everybody)
+    last = (
+        ColwiseParallel(output_layouts=Replicate()) if returned == "tensor" else ColwiseParallel(use_local_output=False)
+    )
+
+    class Spread(type(module)):  # type: ignore[misc]
+        def configure_model(self) -> None:
+            plan = {"trunk.0": ColwiseParallel(), "trunk.2": RowwiseParallel(), "head": last}
+            parallelize_module(self.net, self.device_mesh["tensor_parallel"], plan)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            first, second = self.net(batch[0])
+            first = getattr(first, "full_tensor", lambda: first)()
+            return cross_entropy(first, batch[1]) + 0.1 * second.square().mean()
+
+    module.__class__ = Spread
+    plugin = StudentLegibility(
+        STRENGTH, students=Scenario.students, model="net", output="0", warmup=0.0, imitate="distribution",
+        learning_rate=RATE, summary=False,
+    )  # fmt: skip
+    options = {"data_parallel_size": 1, "tensor_parallel_size": 2}
+    trainer_for(namespace, True, options, callbacks=[plugin]).fit(module, DataLoader(Rows(batches()), batch_size=None))
+    return result(plugin, module, module.net)
+
+
+def flat(namespace: str, out: str) -> dict[str, Any]:
+    """FSDP1 on two GPUs: writes a full checkpoint; the students of this rank."""
+    pl: Any = importlib.import_module(namespace)
+    strategies: Any = importlib.import_module(f"{namespace}.strategies")
+    half = slice(8 * place()[1], 8 * place()[1] + 8)
+    plugin = StudentLegibility(
+        STRENGTH, students=Scenario.students, model="net", output="0", warmup=0.0, imitate="distribution",
+        learning_rate=RATE, summary=False,
+    )  # fmt: skip
+    trainer = pl.Trainer(
+        accelerator="gpu", devices=2, strategy=strategies.FSDPStrategy(state_dict_type="full"), max_epochs=1,
+        use_distributed_sampler=False, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[plugin],
+    )  # fmt: skip
+    trainer.fit(make(pl, Scenario()), DataLoader(Rows([(x[half], y[half]) for x, y in batches()]), batch_size=None))
+    trainer.save_checkpoint(f"{out}.ckpt")
+    assert plugin.built is not None
+    cohort = plugin.built.cohort
+    return {
+        "students": {n: [p.detach().cpu() for p in net.parameters()] for n, net in cohort.networks.items()},
+        "active": cohort.active,
+    }
+
+
 def result(plugin: StudentLegibility, module: Any, trained: nn.Module) -> dict[str, Any]:
     """What a rank hands back."""
     assert plugin.built is not None
@@ -287,6 +343,10 @@ def main(namespace: str, out: str, *names: str) -> None:
         os.environ |= {"WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
         if name == "split life":
             found[name] = split_life(namespace, out)
+        elif kind == "tensor parallel":
+            found[name] = tensor_parallel(namespace, program)
+        elif name == "FSDP1":
+            found[name] = flat(namespace, out)
         elif kind == "report":
             found[name] = reported(namespace, out, program)
         elif program:

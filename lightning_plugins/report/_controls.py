@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from legibility.lightning_plugins.report._shards import reshard, spread_like, whole, whole_weights
+from legibility.lightning_plugins.foundation._trees import whole
+from legibility.lightning_plugins.report._shards import reshard, spread_like, whole_weights
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from legibility.lightning_plugins.foundation._trees import whole
 from legibility.lightning_plugins.foundation._untouched import untouched
 from legibility.lightning_plugins.report._controls import RandomInitControl, TemperatureControl, untrained
 from legibility.lightning_plugins.report._imitation_scores import Families, Progress, imitation_entries, missing_entry
 from legibility.lightning_plugins.report._queries import Subject, ask
-from legibility.lightning_plugins.report._shards import whole
 from legibility.lightning_plugins.sparsity._weights import penalisable_weights
 from legibility.losses import entropy
 from legibility.scores import (

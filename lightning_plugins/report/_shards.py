@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from legibility.lightning_plugins.foundation._trees import whole
 from legibility.lightning_plugins.report._queries import KeptCalls
 
 if TYPE_CHECKING:
@@ -39,12 +40,6 @@ def common_calls(trainer: "Trainer", kept: KeptCalls) -> KeptCalls:
 
 def _bases(trainer: "Trainer") -> set[str]:
     return {base.__name__ for base in type(trainer.strategy).__mro__}
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor (DTensor) gathered, collectively; any other as it is."""
-    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return gathered
 
 
 def spread_like(full: Tensor, tensor: Tensor) -> Tensor:
