@@ -283,7 +283,8 @@ def tensor_parallel(namespace: str, returned: str) -> dict[str, Any]:
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             first, second = self.net(batch[0])
             first = getattr(first, "full_tensor", lambda: first)()
-            return cross_entropy(first, batch[1]) + 0.1 * second.square().mean()
+            loss: Tensor = cross_entropy(first, batch[1]) + 0.1 * second.square().mean()
+            return loss
 
     module.__class__ = Spread
     plugin = StudentLegibility(
