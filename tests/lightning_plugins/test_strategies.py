@@ -28,16 +28,25 @@ BESIDE = {"lightning.pytorch": ["report: DDP", "split life"], "pytorch_lightning
 LOW = ("bf16-mixed", "FSDP2, bf16")
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """What the two ranks of each scenario saw: one launch for each namespace."""
-    found: dict[str, list[Any]] = {}
-    for namespace, names in LAUNCHED.items():
+class Launched(dict[str, list[Any]]):
+    """What the two ranks of each scenario saw: one launch for each namespace, when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __missing__(self, name: str) -> list[Any]:
+        namespace = next(key for key in LAUNCHED if name in [*LAUNCHED[key], *BESIDE[key]])
         pytest.importorskip(namespace)
-        names = [*names, *BESIDE[namespace]]
-        both = two(PROGRAM, namespace, tmp_path_factory.mktemp("ranks") / "result", *names)
-        found |= {name: [rank[name] for rank in both] for name in names}
-    return found
+        names = [*LAUNCHED[namespace], *BESIDE[namespace]]
+        both = two(PROGRAM, namespace, self._folder / namespace, *names)
+        self.update({each: [rank[each] for rank in both] for each in names})
+        return self[name]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    return Launched(tmp_path_factory.mktemp("ranks"))
 
 
 def _by_hand(name: str) -> dict[str, Any]:
@@ -62,7 +71,7 @@ def _close(ours: list[Tensor], theirs: list[Tensor], tolerance: float, share: fl
 
 
 @pytest.mark.parametrize("name", [name for names in LAUNCHED.values() for name in names])
-def test_ranks_do_what_is_written_out(name: str, ranks: dict[str, list[Any]]) -> None:
+def test_ranks_do_what_is_written_out(name: str, ranks: Launched) -> None:
     first, second = ranks[name]
     if name in TENSOR_PARALLEL:
         expected = written_out(Scenario(slices=lambda index, rank: slice(0, 16)))
@@ -83,7 +92,7 @@ def test_ranks_do_what_is_written_out(name: str, ranks: dict[str, list[Any]]) ->
             _close(weights, expected["students"][student], 1e-5, 5e-2 if share else 0.0)
 
 
-def test_split_ranks_have_students_of_their_own(ranks: dict[str, list[Any]]) -> None:
+def test_split_ranks_have_students_of_their_own(ranks: Launched) -> None:
     for name, whose in (("split", ["mlp"]), ("split, uneven", ["mlp", "mlp_3"]), ("FSDP2, split", ["mlp"])):
         first, second = ranks[name]
         assert list(first["students"]) == whose and list(second["students"]) == ["mlp_2"]
@@ -93,7 +102,7 @@ def test_split_ranks_have_students_of_their_own(ranks: dict[str, list[Any]]) -> 
 
 
 @pytest.fixture(scope="module")
-def life(ranks: dict[str, list[Any]]) -> list[Any]:
+def life(ranks: Launched) -> list[Any]:
     return ranks["split life"]
 
 
@@ -130,7 +139,7 @@ def test_a_student_that_fails_on_its_rank_is_known_on_all(life: list[Any]) -> No
 
 
 @pytest.mark.parametrize("strategy", ["DDP", "FSDP2"])
-def test_the_report_of_ranks_is_that_of_one_process(strategy: str, ranks: dict[str, list[Any]], tmp_path: Path) -> None:
+def test_the_report_of_ranks_is_that_of_one_process(strategy: str, ranks: Launched, tmp_path: Path) -> None:
     first, second = ranks[f"report: {strategy}"]
     alone = reported("pytorch_lightning", str(tmp_path / "result"), "alone")
     assert first["files"] == second["files"] == ["record.json"], "written once, and before any rank goes on"
