@@ -69,8 +69,10 @@ def imitate_distribution(
     imitator.network.set_statistics({name: tap.values[:seen] for name, tap in taps.items()})
     imitator.learn(seen, loss, passes=2 * training.passes)
     total, positions = 0.0, 0
+    # Whoever asks asks alone: the other ranks of a group need not be here.
     unexplained = {
-        name: FractionOfVarianceUnexplained(tap.values.shape[-1]).to(logits.device) for name, tap in taps.items()
+        name: FractionOfVarianceUnexplained(tap.values.shape[-1], sync_on_compute=False).to(logits.device)
+        for name, tap in taps.items()
     }
     predicted: dict[str, list[Tensor]] = {name: [] for name in taps}
     for rows, prediction in imitator.answers(seen, len(queries)):

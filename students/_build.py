@@ -8,7 +8,6 @@ import torch
 from legibility.students._randomness import own_randomness
 from legibility.students._signature import Signature
 from legibility.students._student import Student, StudentNetwork
-from legibility.students._synchronise import largest_over_ranks
 
 
 def unique_names(students: Sequence[Student]) -> list[str]:
@@ -53,28 +52,3 @@ def build_networks(
                 raise
             reasons[name] = f"out of memory when built: {(str(error) or 'MemoryError').splitlines()[0]}"
     return networks, reasons
-
-
-def failed_on_any_rank(
-    students: Mapping[str, Student],
-    signature: Signature,
-    widths: Sequence[int | None],
-    reasons: Mapping[str, str],
-    device: torch.device,
-) -> dict[str, str]:
-    """`reasons` of all ranks.
-
-    Raises:
-        ValueError: If the ranks were given different students; all of them raise.
-    """
-    described = f"{list(students.values())} {list(widths)} {signature.settled}"
-    digest = float(zlib.crc32(described.encode()) % 2**20)
-    flags = [float(name in reasons) for name in students]
-    *flags, most, least = largest_over_ranks([*flags, digest, -digest], device)
-    if most != -least:
-        raise ValueError(
-            f"`students`, `widths` and `signature` must be the same on every rank; this one has {described}. "
-            "Give `vocabulary` instead of reading it from a rank's own batch."
-        )
-    elsewhere = "out of memory when built on another rank"
-    return {n: reasons.get(n, elsewhere) for n, flag in zip(students, flags, strict=True) if flag}

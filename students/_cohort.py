@@ -2,14 +2,16 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from legibility.students._build import build_networks, failed_on_any_rank, unique_names
+from legibility.students._build import build_networks, unique_names
+from legibility.students._checks import check_same, check_settings, failed_on_any_rank, not_finite
 from legibility.students._imitation import Imitation, ImitationLoss, Kind
+from legibility.students._reading import InputReader
 from legibility.students._signature import Signature
 from legibility.students._statistics import mean_and_std
 from legibility.students._student import Prediction, Student
@@ -79,12 +81,7 @@ class Cohort:
         on_failure: Literal["drop", "raise"] = "drop",
         distributed: bool = True,
     ) -> None:
-        if widths is not None and len(widths) != len(students):
-            raise ValueError(f"`widths` must have one entry per student, {len(students)}; got {len(widths)}.")
-        if on_failure not in ("drop", "raise"):
-            raise ValueError(f"`on_failure` must be 'drop' or 'raise', got {on_failure!r}.")
-        if not 0 < learning_rate < math.inf:
-            raise ValueError(f"`learning_rate` must be above 0 and finite, got {learning_rate}.")
+        check_settings(len(students), widths, on_failure, learning_rate)
         self.signature, self.on_failure, self.distributed = signature, on_failure, distributed
         self.device = torch.device(device)
         self.students: dict[str, Student] = dict(zip(unique_names(students), students, strict=True))
@@ -132,11 +129,26 @@ class Cohort:
             Names and predictions.
         """
         with torch.autocast(self.device.type, enabled=False):
-            if not self._inputs_scaled:
-                for network in self.networks.values():
-                    network.reader.set_scale(*mean_and_std(network.reader.rows(inputs, mask), self._sum))
-                self._inputs_scaled = True
+            self._scale_inputs(lambda reader: reader.rows(inputs, mask))
             return [(name, network(inputs, mask)) for name, network in self.networks.items()]
+
+    def attend(self) -> None:
+        """Take part in the other ranks' first `predict` and `learn` without a batch of one's own."""
+        self._scale_inputs(lambda reader: reader.mean.new_zeros(0, reader.mean.numel()))
+        self._imitation.start(self._imitation.empty_lesson(self.device), self.networks, self._sum)
+
+    def _scale_inputs(self, rows: Callable[[InputReader], Tensor]) -> None:
+        readers = [network.reader for network in self.networks.values()]
+        if readers and not self._inputs_scaled:
+            scale = mean_and_std(rows(readers[0]), self._sum)
+            for reader in readers:
+                reader.set_scale(*scale)
+            self._inputs_scaled = True
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Leave all students but `names` to other ranks, and from now on speak to nobody. Left is not failed."""
+        self.distributed = False
+        self._remove(set(self.networks) - set(names))
 
     def learn(
         self,
@@ -213,39 +225,31 @@ class Cohort:
         (weight, baseline), losses, numbers = numbers[:2], numbers[2 : tally.numel()], numbers[tally.numel() :]
         if not weight > 0 or not all(map(math.isfinite, [baseline, *numbers[len(slopes) :]])):
             return  # nothing counted, or the primary itself was not finite: not the students' failure
-        reasons = {}
-        for name, loss, slope in zip(self.networks, losses, numbers, strict=False):
-            if not (math.isfinite(loss) and math.isfinite(slope)):
-                reasons[name] = f"its gradient became {slope}" if math.isfinite(loss) else f"its loss became {loss}"
         means = {name: loss / weight for name, loss in zip(self.networks, losses, strict=True)}
-        self._fail(reasons)
+        self._fail(not_finite(means, dict(zip(self.networks, numbers, strict=False))))
         self._imitation.update(moments)
         for parameter in self._parameters():
             parameter.grad = gradients[parameter].div_(weight)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self._follow(baseline / weight, means)
-
-    def _follow(self, baseline: float, losses: Mapping[str, float]) -> None:
-        self._baseline = MEMORY * self._baseline + (1 - MEMORY) * baseline
+        self._baseline = MEMORY * self._baseline + (1 - MEMORY) * baseline / weight
         for name in self.networks:
-            self._divergence[name] = MEMORY * self._divergence[name] + (1 - MEMORY) * losses[name]
+            self._divergence[name] = MEMORY * self._divergence[name] + (1 - MEMORY) * means[name]
             self._active[name] = self._active[name] or self._divergence[name] < ACTIVE * self._baseline
 
     def _fail(self, reasons: Mapping[str, str]) -> None:
         if reasons and self.on_failure == "raise":
             listed = "; ".join(f"`{name}`: {reason}" for name, reason in reasons.items())
             raise RuntimeError(f"A student failed ({listed}). Give on_failure='drop' to go on without it.")
-        for name, reason in reasons.items():
-            self._drop(name, reason)
+        self.failed |= reasons
+        self._remove(reasons)
 
-    def _drop(self, name: str, reason: str) -> None:
-        self.failed[name] = reason
-        if name in self.networks:
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in [name for name in names if name in self.networks]:
             del self.networks[name]
             for parameter in self._weights.pop(name):
                 self._optimizer.state.pop(parameter, None)
-            self._optimizer.param_groups[0]["params"] = self._parameters()
+        self._optimizer.param_groups[0]["params"] = self._parameters()
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for weights in self._weights.values() for parameter in weights]
@@ -278,17 +282,9 @@ class Cohort:
         Raises:
             ValueError: If the state is of other students, another signature or other widths.
         """
-        mine = {
-            "students": {name: repr(student) for name, student in self.students.items()},
-            "signature": self.signature.settled,
-            "widths": {name: net.width for name, net in self.networks.items() if name in state["widths"]},
-        }
-        for key, value in mine.items():
-            theirs = Signature.from_json(state[key]).settled if key == "signature" else state[key]
-            if theirs != value:
-                raise ValueError(f"`state` must be of the same {key}: {value}; got {theirs}.")
-        for name, reason in state["failed"].items():
-            self._drop(name, reason)
+        check_same(state, self.students, self.signature, {name: net.width for name, net in self.networks.items()})
+        self.failed |= state["failed"]
+        self._remove(state["failed"])
         for name, network in self.networks.items():
             network.load_state_dict(state["networks"][name])
         # A copy, or the optimizer would go on to write into the state.

@@ -107,6 +107,16 @@ class Imitation:
         negentropy = (beliefs * log_beliefs.clamp_(min=torch.finfo(log_beliefs.dtype).min)).sum(-1)
         return Lesson(targets, beliefs, -target.sum(negentropy))
 
+    def empty_lesson(self, device: torch.device) -> Lesson:
+        """A batch without examples, in which everything appears that there is to imitate."""
+        sizes = {OUTPUT: (self.signature.outputs, self.signature.per_position)}
+        sizes |= {name: (tap.units, tap.per_position) for name, tap in self.signature.taps.items()}
+        targets = {
+            name: Target(torch.zeros(0, *([1] if each else []), units, device=device), None)
+            for name, (units, each) in sizes.items()
+        }
+        return Lesson(targets, None, torch.zeros((), device=device))
+
     def start(self, lesson: Lesson, networks: Mapping[str, StudentNetwork], reduce: Reduce) -> set[str]:
         """Scale the heads by the first batch in which a thing appears; returns what was new."""
         new = {n for n in lesson.targets if n not in self.moments and (n != OUTPUT or self.kind == "values")}

@@ -11,13 +11,35 @@ import torch
 from torch import Tensor, nn
 
 from legibility.lightning_plugins.foundation._recording import Recording
-from legibility.lightning_plugins.imitation._build_cohort import build_cohort
+from legibility.lightning_plugins.imitation._build_cohort import BuiltCohort
+from legibility.lightning_plugins.imitation._plan import plan_cohort
 from legibility.losses import forward_kl, reverse_kl
-from legibility.students import Cohort, MLPStudent
+from legibility.students import Cohort, MLPStudent, Student
 
 STUDENTS = [MLPStudent(width=16, depth=1), MLPStudent(width=8, depth=2)]
 RATE = 1e-2  # fast enough that the students count for most of a short fit
 Owed = Mapping[str, Sequence[Tensor]]
+
+
+def build_cohort(
+    recording: Recording,
+    batch: Any,
+    primary: nn.Module,
+    *,
+    students: list[Student],
+    imitate: Any,
+    budget: float,
+    learning_rate: float,
+    seed: int,
+    on_failure: Any,
+) -> BuiltCohort:
+    """The students that the callback builds in one process."""
+    plan = plan_cohort(recording, batch, primary, students=students, imitate=imitate, budget=budget)
+    cohort = Cohort(
+        students, plan.signature, widths=plan.widths, seed=seed, learning_rate=learning_rate, kind=plan.kind,
+        on_failure=on_failure,
+    )  # fmt: skip
+    return BuiltCohort(cohort, plan)
 
 
 def parts() -> nn.ModuleDict:

@@ -11,13 +11,13 @@ import torch
 from tiny import loader
 
 
-def two(program: Path, namespace: str, out: Path, *arguments: str) -> list[dict[str, Any]]:
+def two(program: Path, namespace: str, out: Path, *arguments: str, gpus: bool = False) -> list[dict[str, Any]]:
     """Runs `program NAMESPACE OUT ARGUMENTS` on two ranks; returns what each saved as OUT-2-RANK.pt."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    paths = os.pathsep.join(filter(None, [str(program.parent), os.environ.get("PYTHONPATH")]))
-    base = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    path = os.pathsep.join(filter(None, [str(program.parent), os.environ.get("PYTHONPATH")]))
+    base = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
     processes = []
     for rank in range(2):
         ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
@@ -27,7 +27,7 @@ def two(program: Path, namespace: str, out: Path, *arguments: str) -> list[dict[
             subprocess.Popen(command, env=base | ranks, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
     for process in processes:
-        printed, _ = process.communicate(timeout=120)
+        printed, _ = process.communicate(timeout=280)
         assert process.returncode == 0, printed
     return [torch.load(f"{out}-2-{rank}.pt", weights_only=True) for rank in range(2)]
 

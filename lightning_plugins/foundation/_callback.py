@@ -5,11 +5,12 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
+from legibility.lightning_plugins.foundation._strategies import check_strategy
 from legibility.lightning_plugins.foundation._wandb import define_step_metric
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class LegibilityCallback(Callback):
     A subclass implements ``_install`` and ``_uninstall``; the latter must be idempotent. The training loop, with the
     hooks that our callbacks use marked ``*``::
 
-        setup -> configure_optimizers -> wrap (DDP)
+        * setup                   strategies that are not supported are refused
+        configure_optimizers -> wrap (DDP)
         * on_fit_start            names resolved, hooks and wrappers installed
         * on_train_start          number of steps known
         for each batch:
@@ -67,13 +69,17 @@ class LegibilityCallback(Callback):
         """Mean time of this callback's own work per training batch, in seconds (0 before the first)."""
         return self._seconds / self._steps if self._steps else 0.0
 
-    def on_fit_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Installs; what was left of an aborted fit goes first.
+    def setup(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
+        """Refuses what can't be right, before the strategy touches the model.
 
         Raises:
-            NotImplementedError: Under DeepSpeed.
+            NotImplementedError: Under DeepSpeed, XLA, several ranks of an unknown strategy, or FSDP1 without a GPU.
         """
-        _check_strategy(trainer)
+        if stage == "fit":
+            check_strategy(trainer)
+
+    def on_fit_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Installs; what was left of an aborted fit goes first."""
         ours = (c for c in trainer.callbacks if isinstance(c, LegibilityCallback))  # type: ignore[attr-defined]
         if next(ours, self) is self:  # once for all of them
             define_step_metric(trainer)
@@ -115,14 +121,6 @@ class LegibilityCallback(Callback):
     def _write_log(pl_module: "LightningModule", values: Mapping[str, Tensor | float]) -> None:
         """Logs under ``legibility/``."""
         pl_module.log_dict({f"legibility/{key}": value for key, value in values.items()}, on_step=True, on_epoch=False)
-
-
-def _check_strategy(trainer: "Trainer") -> None:
-    if any(kind.__name__ == "DeepSpeedStrategy" for kind in type(trainer.strategy).__mro__):
-        raise NotImplementedError(
-            "`strategy`: DeepSpeed is not supported. It differentiates the loss and keeps copies of the weights itself, so "
-            "neither a term nor an exact zero would be certain to arrive. Use DDP, or ModelParallelStrategy (FSDP2)."
-        )
 
 
 def is_logging_step(trainer: "Trainer") -> bool:
@@ -193,6 +191,20 @@ def check_share(share: float, argument: str) -> float:
     if not 0 <= share < 1:
         raise ValueError(f"`{argument}` is a share of the training steps in [0, 1), got {share}.")
     return float(share)
+
+
+def check_choice(value: Any, choices: Any, argument: str) -> None:
+    """One of the words of a ``Literal``.
+
+    Raises:
+        ValueError: Anything else.
+
+    Example:
+        >>> from typing import Literal
+        >>> check_choice("all", Literal["all", "split"], "sync")
+    """
+    if value not in get_args(choices):
+        raise ValueError(f"`{argument}` must be one of {', '.join(map(repr, get_args(choices)))}, got {value!r}.")
 
 
 def total_steps(trainer: "Trainer") -> int | None:

@@ -99,7 +99,15 @@ def add_penalty(loss: Tensor, penalty: Penalty) -> Tensor:
 
     Returns:
         A tensor of the loss's shape and dtype.
+
+    Raises:
+        TypeError: The loss is a DTensor.
     """
+    if hasattr(loss, "full_tensor"):
+        raise TypeError(
+            "`loss` is spread over ranks (DTensor), and the term is not. Return `loss.full_tensor()` from "
+            "`training_step`, or give that to `manual_backward`."
+        )
     finite = torch.isfinite(penalty.value)
     for _, gradient in penalty.gradients:
         finite = finite & torch.isfinite(gradient.sum())  # a sum is finite only if every number is

@@ -1,6 +1,6 @@
 """Which recorded calls' penalties a loss is still owed, where the user runs several backward passes in one step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +57,12 @@ class _Entry:
             return False  # `toggle_optimizer` switched off all that it could reach
         return self.added is None or any(_cleared(*entry) for entry in self.added)
 
-    def note(self) -> None:
+    def note(self, parameters: Iterable[Tensor]) -> None:
         """Remembers where the penalty went, if anybody took it."""
-        taken = [leaf for leaf in self.leaves if leaf.requires_grad and leaf.grad is not None]
+        # FSDP2 computes with whole parameters that live for one call, and keeps their gradients at the shards (DTensors).
+        shards = [parameter for parameter in parameters if hasattr(parameter, "to_local")]
+        reached = [leaf for leaf in [*self.leaves, *shards] if leaf.requires_grad]
+        taken = [leaf for leaf in reached if leaf.grad is not None]
         if taken or not self.leaves:
             self.added = [(leaf, leaf.grad, leaf.grad._version) for leaf in taken if leaf.grad is not None]
 
@@ -81,6 +84,9 @@ class Ledger:
     A penalty is owed to a loss whose graph reaches the recorded call: once for each call, and once more after the
     gradients that it went to were cleared, as when one generator call serves both losses of a GAN.
 
+    Args:
+        parameters: Returns the parameters of the module that was called.
+
     Example:
         >>> import torch
         >>> weight = torch.ones(2, requires_grad=True)
@@ -99,7 +105,8 @@ class Ledger:
         1
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parameters: Callable[[], Iterable[Tensor]] = tuple) -> None:
+        self._parameters = parameters
         self._entries: list[_Entry] = []
         self._due: list[_Entry] = []
 
@@ -124,7 +131,7 @@ class Ledger:
     def settle(self) -> None:
         """The backward pass with the penalties that were due is over."""
         for entry in self._due:
-            entry.note()
+            entry.note(self._parameters())
         self._due = []
 
 

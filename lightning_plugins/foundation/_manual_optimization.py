@@ -30,7 +30,7 @@ class ManualOptimization:
     ) -> None:
         self._primary, self._adds, self._who = primary, adds, who
         self._handles: list[RemovableHandle] = [o.register_step_post_hook(self._notice) for o in optimizers]
-        self._ledger = Ledger()
+        self._ledger = Ledger(self._parameters)
         self._warned: set[str] = set()
         self._backwards, self._entered, self._added = 0, False, False
         self._added_now, self._steps, self._stepped = False, 0, False
@@ -40,6 +40,10 @@ class ManualOptimization:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def _parameters(self) -> list[nn.Parameter]:
+        primary = self._primary()
+        return [] if primary is None else list(primary.parameters())
 
     def _notice(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._steps += 1
@@ -55,7 +59,7 @@ class ManualOptimization:
 
     def forget(self) -> None:
         """The step is over: its graphs may go."""
-        self._ledger = Ledger()
+        self._ledger = Ledger(self._parameters)
 
     def due(self, loss: Tensor, penalties: Sequence[Penalty]) -> Penalty | None:
         r"""What to add to a loss that is about to be differentiated.

@@ -15,7 +15,15 @@ from legibility.lightning_plugins.foundation._arguments import argument_names, b
 from legibility.lightning_plugins.foundation._compiled import forget_compiled
 from legibility.lightning_plugins.foundation._hooks import Hooks
 from legibility.lightning_plugins.foundation._recording import Recording, has_predictions, pick_leaf, prediction_shape
-from legibility.lightning_plugins.foundation._trees import Leaf, is_floating, leaves_in, padded, rows_of, tensors_in
+from legibility.lightning_plugins.foundation._trees import (
+    Leaf,
+    is_floating,
+    leaves_in,
+    padded,
+    rows_of,
+    tensors_in,
+    whole,
+)
 
 # Names that wrappers (torch.compile, FSDP, activation checkpointing) put into module paths.
 _PATIENCE = 10  # training steps without a call of the model, after which that is said
@@ -205,7 +213,7 @@ class Recorder:
         source = leaf.data if isinstance(leaf, PackedSequence) else leaf
         changed = [copy for tensor, version, copy in call.copies if tensor is leaf and tensor._version != version]
         output, returned = padded(leaf, positions=inputs.shape[1] if inputs.ndim > 1 else 0)
-        output = changed[0] if changed else output
+        output = whole(changed[0] if changed else output)
         for mask in (pick_mask(arguments, inputs), returned):
             counts = mask if counts is None and mask is not None and mask.shape == inputs.shape[:2] else counts
         if prediction_shape(output, inputs)[0] != inputs.shape[0]:
@@ -218,10 +226,13 @@ class Recorder:
         return Recording(
             args=call.args,
             kwargs=call.kwargs,
-            inputs=inputs.detach(),
+            inputs=whole(inputs.detach()),
             mask=counts,
             output=output,
-            taps={name: padded(call.tapped[name], inputs.shape[1] if inputs.ndim > 1 else 0)[0] for name in self.taps},
+            taps={
+                name: whole(padded(call.tapped[name], inputs.shape[1] if inputs.ndim > 1 else 0)[0])
+                for name in self.taps
+            },
             source=source,
             arguments=arguments,
         )

@@ -1,5 +1,6 @@
 """What one forward call of the primary leaves behind: its output and labels among what was returned and given."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -157,10 +158,12 @@ def prediction_shape(output: Tensor, inputs: Tensor) -> tuple[int, ...]:
         (8, 5, 7)
         >>> prediction_shape(torch.zeros(8, 1, 4, 4), torch.zeros(8, 3))
         (8, 16)
+        >>> prediction_shape(torch.zeros(0, 2, 4), torch.zeros(0, 3))
+        (0, 8)
     """
     sequential = inputs.ndim == (3 if inputs.is_floating_point() else 2)
     if output.ndim == 2 and sequential and len(output) == inputs.shape[0] * inputs.shape[1] != len(inputs):
         return (inputs.shape[0], inputs.shape[1], output.shape[1])
     if output.ndim == 3 and sequential and inputs.shape[1] == output.shape[1]:
         return tuple(output.shape)
-    return (output.shape[0], output[0].numel()) if output.ndim > 1 else (output.shape[0], 1)
+    return (output.shape[0], math.prod(output.shape[1:]))

@@ -53,6 +53,12 @@ def at_path(tree: Any, path: str) -> Any:
     return tree
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is spread over ranks (DTensor) gathered, in its graph: collective then. Any other as it is."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered
+
+
 def is_floating(leaf: Leaf) -> bool:
     """Whether it holds real floating-point numbers."""
     return (leaf.data if isinstance(leaf, PackedSequence) else leaf).is_floating_point()

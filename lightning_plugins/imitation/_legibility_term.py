@@ -46,6 +46,7 @@ def legibility_penalty(
     strength: float,
     direction: Direction,
     values: bool,
+    share: float | None = None,
 ) -> tuple[Tensor, Penalty | None]:
     r"""The term of one recorded call.
 
@@ -60,10 +61,12 @@ def legibility_penalty(
         strength: Coefficient of the term.
         direction: ``"forward"`` KL(p || q_k), ``"reverse"`` KL(q_k || p) or ``"symmetric"``, half of both.
         values: The output holds values, not logits.
+        share: Weight of each student instead of 1/K.
 
     Returns:
         The unweighted term (scalar, float32, detached, >= 0, lower = more legible), and ``strength`` times it as a
-        penalty: None if there is nothing to add.
+        penalty: None if there is nothing to add to. A term without active students is added as zero, so that the
+        graph is the same in every step: DDP with ``static_graph`` believes the first one.
     """
     shape = prediction_shape(recording.output, recording.inputs)
     primary = recording.output.detach().float().reshape(shape)
@@ -80,9 +83,9 @@ def legibility_penalty(
         total, gradient = _error_and_gradient(primary, students, mask)
     else:
         total, gradient = kl_sum_and_gradient(primary, students, direction=direction, mask=mask)
-    share = 1 / max(len(predictions), 1)
+    share = 1 / max(len(predictions), 1) if share is None else share
     term = total * share
-    if strength == 0 or not students or not recording.output.requires_grad:
+    if strength == 0 or not recording.output.requires_grad:
         return term, None
     scaled = gradient.mul_(strength * share).reshape(recording.output.shape)
     return term, Penalty(strength * term, [(recording.output, scaled)], recording.source)

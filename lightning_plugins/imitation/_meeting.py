@@ -1,5 +1,7 @@
 """One recorded call meets the students: they predict, the primary gets its penalty, they learn."""
 
+from typing import Any
+
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
@@ -39,6 +41,7 @@ def meet(
         strength=strength,
         direction=direction,
         values=built.kind == "values",
+        share=built.share,
     )
     if weight is None:
         return penalty, {}
@@ -46,6 +49,20 @@ def meet(
     if not logging:
         return penalty, {}
     return penalty, {"term": term, **describe(built.kind, recording, predictions, losses)}
+
+
+def meet_each(
+    built: BuiltCohort, recordings: list[Recording], **how: Any
+) -> tuple[list[Penalty], dict[str, Tensor | float]]:
+    """Each recorded call of a step meets the students, as in :func:`meet`: the penalties, and the last call's logs."""
+    met = [meet(built, recording, **how) for recording in recordings]
+    logs = [found for _, found in met if found]
+    return [penalty for penalty, _ in met if penalty is not None], logs[-1] if logs else {}
+
+
+def with_examples(recordings: list[Recording]) -> list[Recording]:
+    """The calls in which there is anybody to imitate: a batch may be empty on one rank, or after filtering."""
+    return [recording for recording in recordings if recording.output.numel() and len(recording.inputs)]
 
 
 def of_known_kind(built: BuiltCohort, recordings: list[Recording], *, warn: bool) -> list[Recording]:

@@ -5,13 +5,13 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from legibility.lightning_plugins.foundation._callback import (
     LegibilityCallback,
+    check_choice,
     check_positive,
     check_strength,
     is_logging_step,
@@ -24,9 +24,12 @@ from legibility.lightning_plugins.foundation._manual_optimization import ManualO
 from legibility.lightning_plugins.foundation._recorder import Recorder
 from legibility.lightning_plugins.foundation._recording import Recording
 from legibility.lightning_plugins.foundation._warm_up import WarmUp
-from legibility.lightning_plugins.imitation._build_cohort import BuiltCohort, build_cohort
+from legibility.lightning_plugins.imitation._begin import begin
+from legibility.lightning_plugins.imitation._build_cohort import BuiltCohort
 from legibility.lightning_plugins.imitation._legibility_term import Direction, term_in_words
-from legibility.lightning_plugins.imitation._meeting import meet, of_known_kind
+from legibility.lightning_plugins.imitation._meeting import meet_each, of_known_kind, with_examples
+from legibility.lightning_plugins.imitation._plan import Imitate, check_students
+from legibility.lightning_plugins.imitation._split import Sync, check_sync, failures_of_all, logs_of_all, states_of_all
 from legibility.lightning_plugins.imitation._summary import print_summary
 from legibility.students import Student
 
@@ -65,6 +68,11 @@ class StudentLegibility(LegibilityCallback):
         learning_rate: Of the students' Adam. Faster students weaken the effect.
         seed: Of the students' initial weights; independent of the primary's random stream.
         on_failure: What a student with a non-finite loss does: "drop" (it is reported and left out) or "raise".
+        sync: With several ranks, "all": each rank has every student, and their gradients are averaged as the
+            primary's are; two ranks do what one process does with both batches. "split": rank r trains the students
+            k with k % ranks == r, on its own data only, and adds their term with the weight ranks / K. Nothing of a
+            student crosses ranks, and each costs one rank only, but it is another objective: each student sees, and
+            pulls at, 1 / ranks of the data. Needs K >= ranks; a fit resumes on as many ranks as before.
         summary: Print what was found.
 
     Raises:
@@ -102,26 +110,23 @@ class StudentLegibility(LegibilityCallback):
         taps: str | Sequence[str] = (),
         output: str | None = None,
         reads: str | None = None,
-        imitate: Literal["auto", "distribution", "values"] = "auto",
+        imitate: Imitate = "auto",
         direction: Direction = "symmetric",
         warmup: float = 0.2,
         budget: float = 0.1,
         learning_rate: float = 3e-3,
         seed: int = 0,
         on_failure: Literal["drop", "raise"] = "drop",
+        sync: Sync = "all",
         summary: bool = True,
     ) -> None:
         super().__init__()
         self.strength = check_strength(strength)
-        if isinstance(students, str) and students != "auto":
-            raise ValueError(f'`students` must be "auto" or a list of students, got {students!r}.')
-        if len(students) == 0:
-            raise ValueError('`students` is empty: nobody would imitate. Give some, or leave it at "auto".')
-        if direction not in get_args(Direction):
-            raise ValueError(f"`direction` must be one of {', '.join(get_args(Direction))}, got {direction!r}.")
-        if imitate not in ("auto", "distribution", "values"):
-            raise ValueError(f'`imitate` must be "auto", "distribution" or "values", got {imitate!r}.')
-        self.students = students
+        check_students(students)
+        check_choice(direction, Direction, "direction")
+        check_choice(imitate, Imitate, "imitate")
+        check_choice(sync, Sync, "sync")
+        self.students, self.sync = students, sync
         self.model, self.taps, self.output, self.reads = model, taps, output, reads
         self.imitate = imitate
         self.direction: Direction = direction
@@ -156,16 +161,19 @@ class StudentLegibility(LegibilityCallback):
         """Writes each living student to ``<folder>/<name>.safetensors``, with its configuration and without pickle.
 
         Args:
-            folder: Made if it does not exist.
+            folder: Made if it does not exist. With ``sync="split"`` a rank writes its own students: call it on all.
 
         Returns:
             The files; :func:`legibility.students.load_student` reads them.
 
         Raises:
-            RuntimeError: There are no students yet: they are built in the first training step.
+            RuntimeError: There are no students: they are built in the first training step, in the process that trains.
         """
         if self.built is None:
-            raise RuntimeError("there are no students yet: they are built in the first training step of a fit.")
+            raise RuntimeError(
+                "there are no students yet: they are built in the first training step of a fit, in the process that "
+                "trains. After `ddp_spawn`, only the checkpoints that its processes wrote have them."
+            )
         return self.built.save(Path(folder))
 
     # -- life cycle
@@ -183,6 +191,7 @@ class StudentLegibility(LegibilityCallback):
 
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """The number of steps is known, and so is the state to resume from."""
+        check_sync(self.sync, trainer, self.students, self._pending)
         if self._pending is not None:
             self.built, self._warm_up.start = None, self._pending["start"]
         self._warm_up.begin(trainer)
@@ -193,7 +202,9 @@ class StudentLegibility(LegibilityCallback):
         return None if self._recorder is None or self._recorder.model is None else self._recorder.primary
 
     def on_train_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Says so if the term never found a loss."""
+        """Says so if the term never found a loss; students that were dropped on one rank are known on all."""
+        if self.built is not None:
+            failures_of_all(self.built)
         if self._manual is not None and self._recorder is not None:
             self._manual.end_fit(self._recorder.model or "")
 
@@ -212,7 +223,12 @@ class StudentLegibility(LegibilityCallback):
         """The students, their optimizer and what they have seen: tensors, numbers and strings only."""
         if self.built is None:
             return self._pending if self._pending is not None else {"start": self._warm_up.start, "cohort": None}
-        return {"start": self._warm_up.start, "cohort": self.built.state_dict()}
+        return {"start": self._warm_up.start, "cohort": self.built.state_dict(), "ranks": self.built.ranks}
+
+    def on_save_checkpoint(self, trainer: "Trainer", pl_module: "LightningModule", checkpoint: dict[str, Any]) -> None:
+        """With ``sync="split"``, rank 0 writes the students of all: saving is collective, except after an exception."""
+        if self.built is not None and not trainer.interrupted:
+            checkpoint["callbacks"][self.state_key] |= states_of_all(self.built)
 
     # -- one batch
 
@@ -260,12 +276,12 @@ class StudentLegibility(LegibilityCallback):
     def _meet(self, recordings: list[Recording], batch: Any) -> list[Penalty]:
         """The students meet recorded calls: one penalty for each that gets any."""
         assert self._trainer is not None
-        if not recordings:
-            return []
-        with no_autocast(recordings[0].output.device):
+        recordings = with_examples(recordings)
+        with no_autocast(self._trainer.strategy.root_device):
             if self.built is None:
-                self._build(recordings[0], batch)
-            assert self.built is not None
+                self._build(recordings, batch)
+            if self.built is None or not recordings:
+                return []
             known = of_known_kind(self.built, recordings, warn=not self._warned)
             self._warned, recordings = self._warned or len(known) < len(recordings), known
             self._trained = self._trained or any(recording.output.requires_grad for recording in recordings)
@@ -273,20 +289,16 @@ class StudentLegibility(LegibilityCallback):
             strength = self.strength_at(step)
             # By hand, a call's share of a loss is known only when the loss is.
             share = 1 / max(1, len(recordings)) if self._manual is None else 1.0
-            penalties = []
-            for recording in recordings:
-                penalty, logs = meet(
-                    self.built,
-                    recording,
-                    strength=strength * share,
-                    direction=self.direction,
-                    weight=None if self._learned else share / self._trainer.accumulate_grad_batches,
-                    logging=every > 0 and (step + 1) % every == 0,
-                )
-                if logs:
-                    self._logs = {"strength": strength, **logs}
-                if penalty is not None:
-                    penalties.append(penalty)
+            penalties, logs = meet_each(
+                self.built,
+                recordings,
+                strength=strength * share,
+                direction=self.direction,
+                weight=None if self._learned else share / self._trainer.accumulate_grad_batches,
+                logging=every > 0 and (step + 1) % every == 0,
+            )
+        if logs:
+            self._logs = {"strength": strength, **logs}
         return penalties
 
     def on_train_batch_end(
@@ -298,42 +310,35 @@ class StudentLegibility(LegibilityCallback):
             return
         with self._timed(), no_autocast(pl_module.device):
             if self._primary_stepped(trainer):
-                for name in self.built.step():
-                    rank_zero_warn(f"StudentLegibility: {name} is dropped: {self.built.cohort.failed[name]}")
-            if self._logs and is_logging_step(trainer):
-                self._write_log(pl_module, self._logs)
+                self.built.step()
+            if is_logging_step(trainer):
+                if logs := logs_of_all(self.built, self._logs):
+                    self._write_log(pl_module, logs)
                 self._logs = {}
 
     def _primary_stepped(self, trainer: "Trainer") -> bool:
         before, self._seen_step = self._seen_step, trainer.global_step
         counted = before != trainer.global_step
-        if self._manual is None:
-            return counted
-        return self._manual.end_batch(trained=self._trained, counted=counted)
+        return counted if self._manual is None else self._manual.end_batch(trained=self._trained, counted=counted)
 
-    def _build(self, recording: Recording, batch: Any) -> None:
+    def _build(self, recordings: list[Recording], batch: Any) -> None:
         assert self._recorder is not None and self._trainer is not None
-        pending, self._pending = self._pending, None
-        state = None if pending is None else pending["cohort"]
-        self.built = build_cohort(
-            recording,
+        self.built = begin(
+            recordings,
             batch,
-            self._recorder.primary,
+            self._recorder,
+            self._trainer,
+            self._pending,
             students=None if isinstance(self.students, str) else list(self.students),
             imitate=self.imitate,
             budget=self.budget,
             learning_rate=self.learning_rate,
             seed=self.seed,
             on_failure=self.on_failure,
-            # A student that had failed is built only to be dropped again.
-            widths=None if state is None else [state["widths"].get(name, 4) for name in state["students"]],
+            sync=self.sync,
         )
-        if state is not None:
-            self.built.load_state_dict(state)
-        if self.summary and self._trainer.is_global_zero:
-            print_summary(
-                self.built,
-                primary=self._recorder.primary,
-                model=self._recorder.model or "",
-                term=term_in_words(self.built.kind, self.direction, self.strength, self._warm_up.steps),
-            )
+        if self.built is not None:
+            self._pending = None
+            if self.summary:
+                term = term_in_words(self.built.kind, self.direction, self.strength, self._warm_up.steps)
+                print_summary(self.built, self._recorder, term=term)

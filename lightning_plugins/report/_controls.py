@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from legibility.lightning_plugins.foundation._trees import whole
+from legibility.lightning_plugins.report._shards import reshard, spread_like, whole_weights
+
 
 @dataclass(frozen=True)
 class TemperatureControl:
@@ -61,6 +64,7 @@ def untrained(primary: nn.Module, seed: int = 0) -> Iterator[int]:
         >>> torch.equal(layer.weight, before)
         True
     """
+    reshard(primary)
     kept = [(tensor, tensor.detach().clone()) for tensor in [*primary.parameters(), *primary.buffers()]]
     try:
         devices = sorted({p.device.index for p in primary.parameters() if p.device.type == "cuda"})
@@ -70,14 +74,17 @@ def untrained(primary: nn.Module, seed: int = 0) -> Iterator[int]:
             for module in primary.modules():
                 reset = getattr(module, "reset_parameters", None)
                 if callable(reset):
-                    reset()
                     covered |= {id(parameter) for parameter in module.parameters()}
+                    with whole_weights(module):
+                        reset()
             left = [parameter for parameter in primary.parameters() if id(parameter) not in covered]
             for parameter in left:
-                scale = parameter.detach().float().square().mean().sqrt()
-                parameter.copy_(torch.randn(parameter.shape).to(parameter) * scale.to(parameter))
+                full = whole(parameter.detach())
+                drawn = torch.randn(full.shape).to(full) * full.float().square().mean().sqrt().to(full)
+                parameter.copy_(spread_like(drawn, parameter))
         yield len(left)
     finally:
+        reshard(primary)
         with torch.no_grad():
             for tensor, before in kept:
                 tensor.copy_(before)

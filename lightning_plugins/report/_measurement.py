@@ -7,6 +7,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from legibility.lightning_plugins.foundation._compiled import uncompiled
+from legibility.lightning_plugins.foundation._trees import whole
 from legibility.lightning_plugins.foundation._untouched import untouched
 from legibility.lightning_plugins.report._controls import RandomInitControl, TemperatureControl, untrained
 from legibility.lightning_plugins.report._imitation_scores import Families, Progress, imitation_entries, missing_entry
@@ -175,7 +176,7 @@ def _sparsity_entries(subject: Subject) -> list[ScoreEntry]:
     weights = penalisable_weights(subject.primary)
     if not weights:
         return [missing_entry("exact_zero_share", "share", "higher", "the model has no weight matrices")]
-    found = weight_sparsity((name, weight.detach()) for name, weight in weights.items())
+    found = weight_sparsity((name, whole(weight.detach())) for name, weight in weights.items())
     trained = subject.sparsified
     return [
         ScoreEntry("exact_zero_share", found.zeros, "share", "higher", None, None, trained_on=trained),
@@ -189,8 +190,11 @@ def _sparsity_entries(subject: Subject) -> list[ScoreEntry]:
 def _savings(subject: Subject, weights: Mapping[str, Tensor]) -> list[ScoreEntry]:
     """What the zeros would save where somebody makes use of them: bytes of all parameters, multiplications of a call."""
     parameters = list(subject.primary.parameters())
-    share = sparse_bytes(parameters) / sum(p.numel() * p.element_size() for p in parameters)
+    share = sparse_bytes(whole(p.detach()) for p in parameters) / sum(p.numel() * p.element_size() for p in parameters)
     entries = [ScoreEntry("sparse_bytes_share", share, "share", "lower", None, None, trained_on=subject.sparsified)]
+    if any(whole(p) is not p for p in parameters):
+        reason = "under a sharded strategy products read gathered copies, not the weights"
+        return [*entries, missing_entry("sparse_flops_share", "share", "lower", reason)]
     call = subject.calls[0]
     args, kwargs = apply_to_collection((call.args, call.kwargs), Tensor, lambda t: t.to(subject.device))
     try:

@@ -20,6 +20,7 @@ from legibility.lightning_plugins.report._measurement import Measurement, logged
 from legibility.lightning_plugins.report._queries import Subject
 from legibility.lightning_plugins.report._query_keeper import QueryKeeper
 from legibility.lightning_plugins.report._run_record import plugins_of, run_record, terms_of
+from legibility.lightning_plugins.report._shards import common_calls, in_step
 from legibility.lightning_plugins.report._wandb import announce_run, publish_record
 from legibility.lightning_plugins.sparsity._weight_step import WeightStep
 from legibility.students import Student
@@ -41,6 +42,9 @@ class InterpretabilityReport(LegibilityCallback):
     - patch-through KL and unexplained variance of each tap;
     - sparsity of the weights;
     - guards: entropy, effective rank, RMS and live units of each tap.
+
+    Under DDP rank 0 measures and the others wait. Under FSDP2 and tensor parallelism all ranks measure in step, each
+    with its shards, and rank 0 writes; :meth:`measure` must be called on all ranks then.
 
     Every entry carries its control and whether it was trained on. What can't be measured is in the record with the
     reason. Scores are logged as ``legibility/score/<name>`` to every logger of the trainer; a WandbLogger also gets
@@ -207,7 +211,7 @@ class InterpretabilityReport(LegibilityCallback):
         fit_seconds = self._clock.since_start()
         target = self._target(trainer)
         try:
-            if trainer.is_global_zero:
+            if trainer.is_global_zero or in_step(trainer):
                 self._write(trainer, pl_module, None, target, fit_seconds, steps=trainer.global_step, fatal=False)
         finally:
             trainer.strategy.barrier("legibility_report")
@@ -286,6 +290,8 @@ class InterpretabilityReport(LegibilityCallback):
                 "hparams": {k: v for k, v in dict(pl_module.hparams).items() if isinstance(v, (bool, int, float, str))},
             },
         )
+        if not trainer.is_global_zero:
+            return
         self.path = save_record(self.record, target)
         publish_record(trainer, self.path)
 
@@ -295,13 +301,11 @@ class InterpretabilityReport(LegibilityCallback):
         pl_module: "LightningModule",
         control: TemperatureControl | RandomInitControl | None,
     ) -> Measurement:
-        if any(word in type(trainer.strategy).__name__ for word in ("FSDP", "DeepSpeed", "ModelParallel")):
-            raise ValueError(f"{type(trainer.strategy).__name__} shards the weights; measure the saved model instead")
-        kept = self._keeper.kept
+        kept = common_calls(trainer, self._keeper.kept)
         device = trainer.strategy.root_device
         trained = [c for c in plugins_of(trainer) if isinstance(c, StudentLegibility) and c.strength > 0 and c.built]
         cohorts = [c.built.cohort for c in trained if c.built is not None]
-        with on_device(pl_module, device), self._progress() as progress:
+        with on_device(pl_module, device), self._progress(trainer) as progress:
             recorder = self._recorder(pl_module)
             if recorder.model is None:
                 raise ValueError("the model was never called, so it is not known: name it with `model=`")
@@ -337,8 +341,8 @@ class InterpretabilityReport(LegibilityCallback):
         return path
 
     @contextmanager
-    def _progress(self) -> Iterator[Any]:
-        if not self.progress:
+    def _progress(self, trainer: "Trainer") -> Iterator[Any]:
+        if not (self.progress and trainer.is_global_zero):
             yield lambda name, share: None
             return
         with ProgressBar(transient=True) as bar:

@@ -283,6 +283,6 @@ def test_deepspeed_is_refused_before_anything_is_installed(
         own = trainer(plugin)
         monkeypatch.setattr(type(own), "strategy", DeepSpeedStrategy())
         with pytest.raises(NotImplementedError, match="`strategy`: DeepSpeed is not supported"):
-            plugin.on_fit_start(own, module)
+            plugin.setup(own, module, "fit")
         monkeypatch.undo()
         assert clean(module)

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from by_hand import RATE, STUDENTS, gradients_of
+from by_hand import RATE, STUDENTS, build_cohort, gradients_of
 from tiny import loader, net, weights_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 
 from legibility.lightning_plugins import StudentLegibility
 from legibility.lightning_plugins.foundation._recording import Recording
-from legibility.lightning_plugins.imitation._build_cohort import build_cohort
 from legibility.losses import forward_kl, reverse_kl
 from legibility.students import Cohort
 

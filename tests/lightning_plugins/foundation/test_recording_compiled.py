@@ -104,7 +104,9 @@ def program(**options: Any) -> Program:
 def test_gradients_and_taps_of_compiled_models(pl: Any, trainer: Callable[..., Any], how: str) -> None:
     plugin = fit(pl, trainer, program(), prepare=PREPARED[how])
     assert plugin.built is not None
-    assert list(plugin.built.signature.taps) == ["net.first", "net.block", "net.block.linear"], "names without wrappers"
+    assert list(plugin.built.plan.signature.taps) == ["net.first", "net.block", "net.block.linear"], (
+        "names without wrappers"
+    )
 
 
 def module_of(pl: Any, net: nn.Module) -> Any:
@@ -159,7 +161,7 @@ def test_two_fits_of_one_compiled_model(pl: Any, trainer: Callable[..., Any]) ->
     for _ in range(2):
         plugin = make_plugin(taps="net.block.linear")
         trainer(plugin).fit(module, loader_of(program(), 2))
-        assert plugin.built is not None and list(plugin.built.signature.taps) == ["net.block.linear"]
+        assert plugin.built is not None and list(plugin.built.plan.signature.taps) == ["net.block.linear"]
 
 
 @pytest.mark.parametrize("how", ["wrapped", "in place", "whole"])

@@ -273,7 +273,7 @@ PACKED = {
 @pytest.mark.parametrize("kind", PACKED)
 def test_packed_sequences(pl: Any, trainer: Callable[..., Any], kind: str) -> None:
     plugin = fit(pl, trainer, PACKED[kind])
-    assert plugin.built is not None and plugin.built.signature.taps["net.lstm"].shape == (6, 12)
+    assert plugin.built is not None and plugin.built.plan.signature.taps["net.lstm"].shape == (6, 12)
 
 
 class _Graph:
@@ -379,7 +379,7 @@ def test_activation_checkpointing(pl: Any, trainer: Callable[..., Any], whole: b
         options={"taps": taps, "model": "net"},
     )
     plugin = fit(pl, trainer, program)
-    assert plugin.built is not None and list(plugin.built.signature.taps) == ([taps] if taps else [])
+    assert plugin.built is not None and list(plugin.built.plan.signature.taps) == ([taps] if taps else [])
 
 
 def test_reentrant_checkpointing_of_a_tap_names_the_switch(pl: Any, trainer: Callable[..., Any]) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import build_cohort
 from tiny import loader, make_module, net, weights_of
 from torch import Tensor, nn
 
 from legibility.lightning_plugins import StudentLegibility
 from legibility.lightning_plugins.foundation._recording import Recording
-from legibility.lightning_plugins.imitation._build_cohort import build_cohort
 from legibility.losses import forward_kl, reverse_kl
 from legibility.students import Cohort, MLPStudent, load_student
 
