@@ -3,10 +3,6 @@
 from legibility.scores._code_length import code_length_saving as code_length_saving
 from legibility.scores._code_length import kt_code_length as kt_code_length
 from legibility.scores._code_length import prediction_code_length as prediction_code_length
-from legibility.scores._dimension import activation_rms as activation_rms
-from legibility.scores._dimension import effective_rank as effective_rank
-from legibility.scores._dimension import live_units as live_units
-from legibility.scores._dimension import participation_ratio as participation_ratio
 from legibility.scores._held_out import PROTOCOL as PROTOCOL
 from legibility.scores._held_out import FamilyImitation as FamilyImitation
 from legibility.scores._held_out import held_out_imitation as held_out_imitation
@@ -20,7 +16,13 @@ from legibility.scores._sparsity import WeightSparsity as WeightSparsity
 from legibility.scores._sparsity import gini as gini
 from legibility.scores._sparsity import weight_sparsity as weight_sparsity
 from legibility.scores._temperature import match_temperature as match_temperature
-from legibility.scores._variance_unexplained import FractionOfVarianceUnexplained as FractionOfVarianceUnexplained
+from legibility.scores.representation._dimension import activation_rms as activation_rms
+from legibility.scores.representation._dimension import effective_rank as effective_rank
+from legibility.scores.representation._dimension import live_units as live_units
+from legibility.scores.representation._dimension import participation_ratio as participation_ratio
+from legibility.scores.representation._variance_unexplained import (
+    FractionOfVarianceUnexplained as FractionOfVarianceUnexplained,
+)
 
 __all__ = [
     "PROTOCOL",
