@@ -16,6 +16,12 @@ from legibility.scores._sparsity import WeightSparsity as WeightSparsity
 from legibility.scores._sparsity import gini as gini
 from legibility.scores._sparsity import weight_sparsity as weight_sparsity
 from legibility.scores._temperature import match_temperature as match_temperature
+from legibility.scores.concepts._leace import Eraser as Eraser
+from legibility.scores.concepts._leace import leace_eraser as leace_eraser
+from legibility.scores.concepts._used_given_encoded import ConceptUse as ConceptUse
+from legibility.scores.concepts._used_given_encoded import UseOfConcepts as UseOfConcepts
+from legibility.scores.concepts._used_given_encoded import used_given_encoded as used_given_encoded
+from legibility.scores.concepts._used_given_encoded_metric import UsedGivenEncoded as UsedGivenEncoded
 from legibility.scores.representation._dimension import activation_rms as activation_rms
 from legibility.scores.representation._dimension import effective_rank as effective_rank
 from legibility.scores.representation._dimension import live_units as live_units
@@ -26,12 +32,16 @@ from legibility.scores.representation._variance_unexplained import (
 
 __all__ = [
     "PROTOCOL",
+    "ConceptUse",
+    "Eraser",
     "FamilyImitation",
     "FractionOfVarianceUnexplained",
     "HeldOutImitation",
     "PatchThroughKL",
     "Queries",
     "SparsityOfWeights",
+    "UseOfConcepts",
+    "UsedGivenEncoded",
     "WeightSparsity",
     "activation_rms",
     "code_length_saving",
@@ -40,10 +50,12 @@ __all__ = [
     "held_out_imitation",
     "held_out_twin",
     "kt_code_length",
+    "leace_eraser",
     "live_units",
     "match_temperature",
     "participation_ratio",
     "patch_through_kl",
     "prediction_code_length",
+    "used_given_encoded",
     "weight_sparsity",
 ]
