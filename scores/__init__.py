@@ -16,6 +16,10 @@ from legibility.scores._sparsity import WeightSparsity as WeightSparsity
 from legibility.scores._sparsity import gini as gini
 from legibility.scores._sparsity import weight_sparsity as weight_sparsity
 from legibility.scores._temperature import match_temperature as match_temperature
+from legibility.scores.concepts._disentanglement import Disentanglement as Disentanglement
+from legibility.scores.concepts._disentanglement import dci_disentanglement as dci_disentanglement
+from legibility.scores.concepts._disentanglement import gated_disentanglement as gated_disentanglement
+from legibility.scores.concepts._disentanglement_metric import GatedDisentanglement as GatedDisentanglement
 from legibility.scores.concepts._leace import Eraser as Eraser
 from legibility.scores.concepts._leace import leace_eraser as leace_eraser
 from legibility.scores.concepts._used_given_encoded import ConceptUse as ConceptUse
@@ -26,6 +30,15 @@ from legibility.scores.representation._dimension import activation_rms as activa
 from legibility.scores.representation._dimension import effective_rank as effective_rank
 from legibility.scores.representation._dimension import live_units as live_units
 from legibility.scores.representation._dimension import participation_ratio as participation_ratio
+from legibility.scores.representation._dimension_metric import Dimension as Dimension
+from legibility.scores.representation._feature_dimensionality import FeatureDimensionality as FeatureDimensionality
+from legibility.scores.representation._feature_dimensionality import feature_dimensionality as feature_dimensionality
+from legibility.scores.representation._lens import LensAtDepth as LensAtDepth
+from legibility.scores.representation._lens import LensProfile as LensProfile
+from legibility.scores.representation._lens import lens_profile as lens_profile
+from legibility.scores.representation._lens_metric import LensGap as LensGap
+from legibility.scores.representation._similarity import LinearCKA as LinearCKA
+from legibility.scores.representation._similarity import linear_cka as linear_cka
 from legibility.scores.representation._variance_unexplained import (
     FractionOfVarianceUnexplained as FractionOfVarianceUnexplained,
 )
@@ -33,10 +46,18 @@ from legibility.scores.representation._variance_unexplained import (
 __all__ = [
     "PROTOCOL",
     "ConceptUse",
+    "Dimension",
+    "Disentanglement",
     "Eraser",
     "FamilyImitation",
+    "FeatureDimensionality",
     "FractionOfVarianceUnexplained",
+    "GatedDisentanglement",
     "HeldOutImitation",
+    "LensAtDepth",
+    "LensGap",
+    "LensProfile",
+    "LinearCKA",
     "PatchThroughKL",
     "Queries",
     "SparsityOfWeights",
@@ -45,12 +66,17 @@ __all__ = [
     "WeightSparsity",
     "activation_rms",
     "code_length_saving",
+    "dci_disentanglement",
     "effective_rank",
+    "feature_dimensionality",
+    "gated_disentanglement",
     "gini",
     "held_out_imitation",
     "held_out_twin",
     "kt_code_length",
     "leace_eraser",
+    "lens_profile",
+    "linear_cka",
     "live_units",
     "match_temperature",
     "participation_ratio",
