@@ -26,6 +26,11 @@ from legibility.scores.concepts._used_given_encoded import ConceptUse as Concept
 from legibility.scores.concepts._used_given_encoded import UseOfConcepts as UseOfConcepts
 from legibility.scores.concepts._used_given_encoded import used_given_encoded as used_given_encoded
 from legibility.scores.concepts._used_given_encoded_metric import UsedGivenEncoded as UsedGivenEncoded
+from legibility.scores.representation._difficulty_slope import DifficultyProfile as DifficultyProfile
+from legibility.scores.representation._difficulty_slope import DifficultySlope as DifficultySlope
+from legibility.scores.representation._difficulty_slope import difficulty_slope as difficulty_slope
+from legibility.scores.representation._difficulty_slope import profile_distance as profile_distance
+from legibility.scores.representation._difficulty_slope import search_regret as search_regret
 from legibility.scores.representation._dimension import activation_rms as activation_rms
 from legibility.scores.representation._dimension import effective_rank as effective_rank
 from legibility.scores.representation._dimension import live_units as live_units
@@ -33,10 +38,16 @@ from legibility.scores.representation._dimension import participation_ratio as p
 from legibility.scores.representation._dimension_metric import Dimension as Dimension
 from legibility.scores.representation._feature_dimensionality import FeatureDimensionality as FeatureDimensionality
 from legibility.scores.representation._feature_dimensionality import feature_dimensionality as feature_dimensionality
+from legibility.scores.representation._key_value_memories import MemoryReadings as MemoryReadings
+from legibility.scores.representation._key_value_memories import key_value_memories as key_value_memories
+from legibility.scores.representation._key_value_memories_metric import KeyValueMemories as KeyValueMemories
 from legibility.scores.representation._lens import LensAtDepth as LensAtDepth
 from legibility.scores.representation._lens import LensProfile as LensProfile
 from legibility.scores.representation._lens import lens_profile as lens_profile
 from legibility.scores.representation._lens_metric import LensGap as LensGap
+from legibility.scores.representation._retargetability import Retargeting as Retargeting
+from legibility.scores.representation._retargetability import retargetability as retargetability
+from legibility.scores.representation._retargetability_metric import Retargetability as Retargetability
 from legibility.scores.representation._similarity import LinearCKA as LinearCKA
 from legibility.scores.representation._similarity import linear_cka as linear_cka
 from legibility.scores.representation._variance_unexplained import (
@@ -46,6 +57,8 @@ from legibility.scores.representation._variance_unexplained import (
 __all__ = [
     "PROTOCOL",
     "ConceptUse",
+    "DifficultyProfile",
+    "DifficultySlope",
     "Dimension",
     "Disentanglement",
     "Eraser",
@@ -54,12 +67,16 @@ __all__ = [
     "FractionOfVarianceUnexplained",
     "GatedDisentanglement",
     "HeldOutImitation",
+    "KeyValueMemories",
     "LensAtDepth",
     "LensGap",
     "LensProfile",
     "LinearCKA",
+    "MemoryReadings",
     "PatchThroughKL",
     "Queries",
+    "Retargetability",
+    "Retargeting",
     "SparsityOfWeights",
     "UseOfConcepts",
     "UsedGivenEncoded",
@@ -67,12 +84,14 @@ __all__ = [
     "activation_rms",
     "code_length_saving",
     "dci_disentanglement",
+    "difficulty_slope",
     "effective_rank",
     "feature_dimensionality",
     "gated_disentanglement",
     "gini",
     "held_out_imitation",
     "held_out_twin",
+    "key_value_memories",
     "kt_code_length",
     "leace_eraser",
     "lens_profile",
@@ -82,6 +101,9 @@ __all__ = [
     "participation_ratio",
     "patch_through_kl",
     "prediction_code_length",
+    "profile_distance",
+    "retargetability",
+    "search_regret",
     "used_given_encoded",
     "weight_sparsity",
 ]
