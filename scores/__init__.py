@@ -22,6 +22,12 @@ from legibility.scores.concepts._disentanglement import gated_disentanglement as
 from legibility.scores.concepts._disentanglement_metric import GatedDisentanglement as GatedDisentanglement
 from legibility.scores.concepts._leace import Eraser as Eraser
 from legibility.scores.concepts._leace import leace_eraser as leace_eraser
+from legibility.scores.concepts._monosemanticity import Monosemanticity as Monosemanticity
+from legibility.scores.concepts._monosemanticity import MonosemanticUnits as MonosemanticUnits
+from legibility.scores.concepts._monosemanticity import monosemanticity as monosemanticity
+from legibility.scores.concepts._unit_students import UnitReadings as UnitReadings
+from legibility.scores.concepts._unit_students import UnitStudents as UnitStudents
+from legibility.scores.concepts._unit_students import unit_students as unit_students
 from legibility.scores.concepts._used_given_encoded import ConceptUse as ConceptUse
 from legibility.scores.concepts._used_given_encoded import UseOfConcepts as UseOfConcepts
 from legibility.scores.concepts._used_given_encoded import used_given_encoded as used_given_encoded
@@ -36,6 +42,9 @@ from legibility.scores.representation._dimension import effective_rank as effect
 from legibility.scores.representation._dimension import live_units as live_units
 from legibility.scores.representation._dimension import participation_ratio as participation_ratio
 from legibility.scores.representation._dimension_metric import Dimension as Dimension
+from legibility.scores.representation._explanation_fidelity import ExplanationFidelity as ExplanationFidelity
+from legibility.scores.representation._explanation_fidelity import LocalFidelity as LocalFidelity
+from legibility.scores.representation._explanation_fidelity import explanation_fidelity as explanation_fidelity
 from legibility.scores.representation._feature_dimensionality import FeatureDimensionality as FeatureDimensionality
 from legibility.scores.representation._feature_dimensionality import feature_dimensionality as feature_dimensionality
 from legibility.scores.representation._key_value_memories import MemoryReadings as MemoryReadings
@@ -62,6 +71,7 @@ __all__ = [
     "Dimension",
     "Disentanglement",
     "Eraser",
+    "ExplanationFidelity",
     "FamilyImitation",
     "FeatureDimensionality",
     "FractionOfVarianceUnexplained",
@@ -72,12 +82,17 @@ __all__ = [
     "LensGap",
     "LensProfile",
     "LinearCKA",
+    "LocalFidelity",
     "MemoryReadings",
+    "MonosemanticUnits",
+    "Monosemanticity",
     "PatchThroughKL",
     "Queries",
     "Retargetability",
     "Retargeting",
     "SparsityOfWeights",
+    "UnitReadings",
+    "UnitStudents",
     "UseOfConcepts",
     "UsedGivenEncoded",
     "WeightSparsity",
@@ -86,6 +101,7 @@ __all__ = [
     "dci_disentanglement",
     "difficulty_slope",
     "effective_rank",
+    "explanation_fidelity",
     "feature_dimensionality",
     "gated_disentanglement",
     "gini",
@@ -98,12 +114,14 @@ __all__ = [
     "linear_cka",
     "live_units",
     "match_temperature",
+    "monosemanticity",
     "participation_ratio",
     "patch_through_kl",
     "prediction_code_length",
     "profile_distance",
     "retargetability",
     "search_regret",
+    "unit_students",
     "used_given_encoded",
     "weight_sparsity",
 ]

@@ -134,14 +134,14 @@ def key_value_memories(
         success, side = editor.best(unit, triggers, old, new)
         other = next(candidate for candidate in others if candidate != unit)
         others.append(others.pop(0))
-        control = editor.best(other, triggers, old, new)
-        agreement = (top[triggers] == named[unit]).double().mean()
+        elsewhere = editor.best(other, triggers, old, new)
+        said = (top[triggers] == named[unit]).double().mean()
         # Over all other values at once: the mean of all ways to deal one of them to this unit.
         dealt = named[[candidate for candidate in alive.tolist() if candidate != unit]]
-        permuted = (top[triggers].unsqueeze(1) == dealt).double().mean()
-        rows.append([float(agreement), float(permuted), success, side, success - side, control[0] - control[1]])
-    means = torch.tensor(rows, dtype=torch.float64).mean(0).tolist()
-    return MemoryReadings(*means, memories=len(chosen))
+        by_others = (top[triggers].unsqueeze(1) == dealt).double().mean()
+        rows.append([float(said), float(by_others), success, side, success - side, elsewhere[0] - elsewhere[1]])
+    agreement, permuted, success, side, specificity, control = torch.tensor(rows, dtype=torch.float64).mean(0).tolist()
+    return MemoryReadings(agreement, permuted, success, side, specificity, control, len(chosen))
 
 
 class _Editor:
@@ -207,4 +207,4 @@ def _checked(stream: Tensor, keys: Tensor, values: Tensor, unembedding: Tensor, 
 
 
 def _missing(reason: str) -> MemoryReadings:
-    return MemoryReadings(*[math.nan] * 6, memories=0, reason=reason)
+    return MemoryReadings(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 0, reason)

@@ -40,10 +40,10 @@ class Retargeting:
 
 
 def retargetability(
-    activations: Float[Tensor, "N ..."],
-    goal: Int[Tensor, " N"],
+    activations: Float[Tensor, "examples ..."],
+    goal: Int[Tensor, " examples"],
     rest: nn.Module,
-    random_activations: Float[Tensor, "N ..."],
+    random_activations: Float[Tensor, "examples ..."],
     random_rest: nn.Module,
     *,
     passes: int = 10,
