@@ -134,7 +134,8 @@ def _learnt(
         def predicted(rows: Tensor) -> Tensor:
             hidden = ((rows @ weights["in"]).view(-1, students, width) + weights["hidden"]).relu()
             bent: Tensor = (hidden * weights["out"]).sum(-1) + weights["bias"]
-            return rows @ weights["skip"] + bent
+            straight: Tensor = rows @ weights["skip"]
+            return straight + bent
 
         x, wanted = x.clone(), wanted.clone()
         optimizer = torch.optim.AdamW(list(weights.values()), lr=_RATE, weight_decay=1e-3)
