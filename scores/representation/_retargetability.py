@@ -67,7 +67,8 @@ def retargetability(
         the random net (nothing to gain, as with permuted goals or a rest so short that a random one does).
         Cost: `3 * passes * 2 N` examples forward and backward through the rest.
         Control: the random net, inside. Compare only results for the same goal, examples and settings.
-        Gamed by: a goal close to the old one; a wide last layer. Temperature does matter a little: the map must undo it.
+        Gamed by: a goal close to the old one; a wide last layer. Units of very different scale, and temperature, do
+        matter: the map must undo them.
         Not trained on, unless several goals took part in training.
 
     Args:

@@ -17,11 +17,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from known_heads import abc_head
 
 from legibility.scores import (
+    DifficultySlope,
     Dimension,
     FeatureDimensionality,
     GatedDisentanglement,
+    KeyValueMemories,
     LensGap,
     LinearCKA,
+    LocalFidelity,
+    MonosemanticUnits,
+    Retargetability,
+    UnitStudents,
     UsedGivenEncoded,
 )
 
@@ -42,6 +48,14 @@ def main(rank: int, ranks: int, meeting: str) -> None:
         "similarity": LinearCKA(8, 8),
         "features": FeatureDimensionality(),
     }
+    metrics |= {
+        "monosemanticity": MonosemanticUnits(permutations=2),
+        "students": UnitStudents(steps=10),
+        "fidelity": LocalFidelity(lambda x: rest(x).sin(), points=5),
+        "difficulty": DifficultySlope(),
+        "memories": KeyValueMemories(torch.eye(8), torch.stack([hidden[1], hidden[2]]), rest, memories=4),
+        "retargetability": Retargetability(torch.nn.Identity(), torch.nn.Identity(), passes=1),
+    }
     metrics["features"].update(hidden[:10])
     part = slice(rank * 300 // ranks, (rank + 1) * 300 // ranks)
     for rows in torch.split(torch.arange(300)[part], 64):
@@ -50,6 +64,12 @@ def main(rank: int, ranks: int, meeting: str) -> None:
         metrics["lens"].update({"early": early[rows], "late": hidden[rows]}, rest(hidden[rows]), mask[rows])
         metrics["dimension"].update(hidden[rows], mask[rows])
         metrics["similarity"].update(hidden[rows], early[rows], mask[rows])
+        metrics["monosemanticity"].update(hidden[rows], concepts[rows], mask[rows])
+        metrics["students"].update(early[rows], hidden[rows])
+        metrics["fidelity"].update(hidden[rows])
+        metrics["difficulty"].update(hidden[rows, 0], early[rows, 0].exp())
+        metrics["memories"].update(hidden[rows], early[rows].relu(), mask[rows])
+        metrics["retargetability"].update(hidden[rows], concepts[rows, 0], early[rows])
     found: dict[str, float] = {}
     for name, metric in metrics.items():
         value = metric.compute()

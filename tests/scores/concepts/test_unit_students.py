@@ -40,6 +40,9 @@ def test_scales_change_nothing_and_dead_units_do_not_count(inputs: Tensor) -> No
     moved = unit_students(inputs * 64 + 8, units * torch.tensor([0.125, 1024.0, 1.0]) - 16)
     assert found.per_unit[2].isnan() and moved.per_unit[2].isnan()
     torch.testing.assert_close(moved.per_unit[:2], found.per_unit[:2], rtol=0, atol=1e-2)
+    # Powers of two round nothing.
+    scaled = unit_students(inputs * 64, units * torch.tensor([0.125, 1024.0, 1.0]))
+    torch.testing.assert_close(scaled.per_unit[:2], found.per_unit[:2], rtol=0, atol=1e-6)
     dead = unit_students(inputs, torch.zeros(800, 2))
     assert math.isnan(dead.readability) and dead.reason == "no unit of the layer varies"
 
