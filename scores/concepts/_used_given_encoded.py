@@ -177,10 +177,7 @@ def used_given_encoded(
         others = [d for d in encoded if d != c]
         isolation = math.nan
         if c in encoded:
-            kept = [
-                whitened.explained(labels[:, d], classes[d], bases[c]) / whitened.explained(labels[:, d], classes[d])
-                for d in others
-            ]
+            kept = [_kept(whitened, labels[:, d], classes[d], bases[c]) for d in others]
             isolation = sum(kept) / len(kept) if kept else 1.0
         found.append(
             ConceptUse(
@@ -211,6 +208,12 @@ def used_given_encoded(
         information=information,
         concepts=tuple(found),
     )
+
+
+def _kept(whitened: Whitened, labels: Tensor, classes: int, erased: Tensor) -> float:
+    """Share of a concept's linear variance that is left after directions were erased; all, if it has none."""
+    before = whitened.explained(labels, classes)
+    return whitened.explained(labels, classes, erased) / before if before > 0 else 1.0
 
 
 class _Intervention:
