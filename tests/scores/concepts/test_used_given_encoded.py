@@ -135,7 +135,10 @@ def test_metric_equals_function_and_is_bounded() -> None:
     assert found["score"].item() == expected.score and found["0/use"].item() == expected.concepts[0].use
     assert not metric.state_dict() and not list(metric.parameters())
     metric.reset()
-    with pytest.raises(ValueError, match="`update` must have been given `activations`"):
+    with (
+        pytest.warns(UserWarning, match="was called before the ``update``"),
+        pytest.raises(ValueError, match="`update` must have been given `activations`"),
+    ):
         metric.compute()
 
 
