@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).with_name("score_on_ranks.py")
+HERE = Path(__file__).parent
 
 
-def scores_on(ranks: int, folder: Path) -> dict[str, float]:
+def scores_on(ranks: int, folder: Path, program: str) -> dict[str, float]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     if sys.platform == "darwin":
         environment["GLOO_SOCKET_IFNAME"] = "lo0"
     processes = [
         subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(rank), str(ranks), str(folder / f"meeting{ranks}")],
+            [sys.executable, str(HERE / program), str(rank), str(ranks), str(folder / f"meeting{ranks}")],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -36,9 +36,21 @@ def scores_on(ranks: int, folder: Path) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    one, two = scores_on(1, tmp_path), scores_on(2, tmp_path)
+    one, two = (scores_on(ranks, tmp_path, "score_on_ranks.py") for ranks in (1, 2))
     assert set(one) == set(two)
     assert {"through", "unexplained", "zeros", "gini", "dead_units", "linear/kl", "linear/fvu/tap"} <= set(one)
     for name, value in one.items():
         assert two[name] == pytest.approx(value, rel=1e-9, abs=1e-9), name
     assert 0 < one["zeros"] < 1 and one["dead_units"] == 0
+
+
+@pytest.mark.slow
+def test_concepts_and_representation_on_two_ranks(tmp_path: Path) -> None:
+    one, two = (scores_on(ranks, tmp_path, "readings_on_ranks.py") for ranks in (1, 2))
+    assert set(one) == set(two)
+    assert {"use/score", "disentanglement/score", "lens/gap", "dimension/effective_rank", "similarity/value"} <= set(
+        one
+    )
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, rel=1e-9, abs=1e-9, nan_ok=True), name
+    assert 0 < one["use/score"] < 1 and 0 < one["disentanglement/score"] < 1 and one["lens/gap"] > 0

@@ -56,12 +56,15 @@ def participation_ratio(
     gram = gram / (samples - 1)
     trace, squares = gram.trace(), gram.square().sum()
     if unbiased:
-        fourth = centred.square().sum(1).square().sum() / (samples - 1)
-        factor = (samples - 1) / (samples * (samples - 2) * (samples - 3))
-        trace_squared = factor * (2 * squares + (samples**2 - 3 * samples + 1) * trace**2 - samples * fourth)
-        squares = factor * ((samples - 1) * (samples - 2) * squares + trace**2 - samples * fourth)
-    else:
-        trace_squared = trace**2
+        return unbiased_participation(trace, squares, centred.square().sum(1).square().sum() / (samples - 1), samples)
+    return (trace**2 / squares).item() if squares > 0 else math.nan
+
+
+def unbiased_participation(trace: Tensor, squares: Tensor, fourth: Tensor, samples: int) -> float:
+    """The unbiased form from `tr C`, `tr C^2` and `sum |x - mean|^4 / (n - 1)`, `C` divided by n - 1; NaN if undefined."""
+    factor = (samples - 1) / (samples * (samples - 2) * (samples - 3))
+    trace_squared = factor * (2 * squares + (samples**2 - 3 * samples + 1) * trace**2 - samples * fourth)
+    squares = factor * ((samples - 1) * (samples - 2) * squares + trace**2 - samples * fourth)
     return (trace_squared / squares).item() if squares > 0 else math.nan
 
 

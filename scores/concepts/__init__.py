@@ -1,0 +1,1 @@
+"""Where labelled concepts are in a model, and whether it uses them."""
