@@ -76,6 +76,7 @@ __all__ = [
     "ExplanationFidelity",
     "FamilyImitation",
     "FeatureDimensionality",
+    "FractionOfVarianceUnexplained",
     "GatedDisentanglement",
     "HeldOutImitation",
     "KeyValueMemories",
