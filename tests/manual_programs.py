@@ -42,6 +42,16 @@ def two_backwards(run: Runner, x: Tensor, y: Tensor, index: int) -> None:
     run.step(0)
 
 
+def backwards_to_differentiate_again(run: Runner, x: Tensor, y: Tensor, index: int) -> None:
+    h = run.call("net", x)
+    run.zero_grad(0)
+    run.backward(cross_entropy(h, y), {"net": [h]}, create_graph=True)
+    for _ in range(2):
+        run.backward(0.1 * h.square().mean(), {}, create_graph=True)  # autograd writes the sum into new tensors
+    run.step(0)
+    run.zero_grad(0)  # or the graphs would live on in the gradients
+
+
 def cleared_between(run: Runner, x: Tensor, y: Tensor, index: int) -> None:
     h = run.call("net", x)
     run.zero_grad(0)
@@ -132,6 +142,7 @@ ONE_MODEL: dict[str, tuple[Program, list[str]]] = {
     "zero_grad(set_to_none=False)": (zeros_in_place, ["net"]),
     "two optimizers": (two_optimizers, ["start", "end"]),
     "two backwards through one forward": (two_backwards, ["net"]),
+    "backwards that can be differentiated": (backwards_to_differentiate_again, ["net"]),
     "gradients cleared between two backwards": (cleared_between, ["net"]),
     "gradients zeroed between two backwards": (cleared_in_place_between, ["net"]),
     "siamese": (siamese, ["net"]),

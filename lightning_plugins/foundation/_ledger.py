@@ -63,6 +63,11 @@ class _Entry:
         if taken or not self.leaves:
             self.added = [(leaf, leaf.grad, leaf.grad._version) for leaf in taken if leaf.grad is not None]
 
+    def follow(self) -> None:
+        """Another backward pass went over the gradients that hold the penalty."""
+        now = [(leaf, leaf.grad) for leaf, _, _ in self.added or []]
+        self.added = [(leaf, grad, grad._version) for leaf, grad in now if grad is not None]
+
 
 def _source(penalty: Penalty) -> Tensor:
     return penalty.gradients[0][0] if penalty.source is None else penalty.source
@@ -102,6 +107,7 @@ class Ledger:
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
         self._due: list[_Entry] = []
+        self._kept: list[_Entry] = []
 
     def enter(self, penalties: Sequence[Penalty]) -> None:
         """Adds penalties, one for each newly recorded call."""
@@ -112,6 +118,8 @@ class Ledger:
     def due(self, loss: Tensor) -> list[Penalty]:
         """The penalties that belong to a loss about to be differentiated; :meth:`settle` follows the backward pass."""
         candidates = {entry: entry.edge for entry in self._entries if entry.open}
+        # Still in the gradients, which this backward pass may replace by sums (`create_graph=True`): not a clearing.
+        self._kept = [entry for entry in self._entries if entry.added and entry not in candidates]
         unseen = set(candidates.values())
         if unseen:
             for edge in edges_under(loss):
@@ -125,7 +133,9 @@ class Ledger:
         """The backward pass with the penalties that were due is over."""
         for entry in self._due:
             entry.note()
-        self._due = []
+        for entry in self._kept:
+            entry.follow()
+        self._due, self._kept = [], []
 
 
 def _leaf(node: Any) -> Tensor | None:
