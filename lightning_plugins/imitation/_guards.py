@@ -120,9 +120,8 @@ class Guards:
     def _places(self, recording: Recording, signature: Signature) -> Iterator[tuple[str, Tensor]]:
         output = recording.output.detach()
         output = output.reshape(prediction_shape(output, recording.inputs))
-        if self._kind == "distribution":
-            output = output.float() - output.float().mean(-1, keepdim=True)
-        yield "", _some_rows(output, signature.per_position, recording.mask)
+        rows = _some_rows(output, signature.per_position, recording.mask).float()
+        yield "", rows - rows.mean(-1, keepdim=True) if self._kind == "distribution" else rows
         for name, tap in recording.taps.items():
             yield f"{name}/", _some_rows(tap, signature.taps[name].per_position, recording.mask)
 
@@ -144,7 +143,7 @@ class Guards:
     def _tell(self, found: Mapping[str, float]) -> None:
         if not self._watching:
             return
-        for kind in _MEANING:
+        for kind, meaning in _MEANING.items():
             keys = [key for key, times in self._below.items() if times >= _PATIENCE and key.split("/")[-1] == kind]
             if not keys or kind in self._told:
                 continue
@@ -154,7 +153,7 @@ class Guards:
                 for key in keys[:4]
             )
             rank_zero_warn(
-                f"StudentLegibility: the model is becoming trivial instead of legible: {_MEANING[kind]} ({seen}"
+                f"StudentLegibility: the model is becoming trivial instead of legible: {meaning} ({seen}"
                 f"{', ...' if len(keys) > 4 else ''}). Lower `strength` or lengthen `warmup`, and compare the task's "
                 "loss with a run of strength 0. If that run does the same, or a sparsity penalty is meant to do it, "
                 "all is well. This is said once."
@@ -178,11 +177,12 @@ class Guards:
 def _some_rows(values: Tensor, per_position: bool, mask: Tensor | None) -> Tensor:
     rows = values.detach()
     rows = rows.flatten(0, 1) if per_position else rows.flatten(1)
-    if mask is not None:
+    if mask is None:
+        counted = torch.arange(len(rows))
+    else:
         # An example counts if any of its positions does.
-        rows = rows[mask.flatten() if per_position else mask.any(1)]
-    if len(rows) <= _ROWS:
-        return rows
-    # No fixed stride: it could meet the same position of every sequence.
-    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_ROWS]
-    return rows[chosen.to(rows.device)]
+        counted = (mask.flatten() if per_position else mask.any(1)).nonzero().flatten().cpu()
+    if len(counted) > _ROWS:
+        # No fixed stride: it could meet the same position of every sequence.
+        counted = counted[torch.randperm(len(counted), generator=torch.Generator().manual_seed(0))[:_ROWS]]
+    return rows[counted.to(rows.device)]

@@ -45,7 +45,7 @@ class Model:
         return logs
 
 
-COLLAPSES: dict[str, tuple[str, dict[str, Callable[[Tensor], Tensor]]]] = {
+COLLAPSES: dict[str, tuple[str, dict[str, Any]]] = {
     "the tap shrinks": ("guard/net.1/rms", {"tap": lambda t: 0.05 * t}),
     "the tap's units die": ("guard/net.1/live", {"tap": lambda t: torch.cat([t[:, :3], 0 * t[:, 3:] + 1], 1)}),
     "the tap is constant": ("guard/net.1/live", {"tap": lambda t: 0 * t + 1}),
@@ -161,7 +161,9 @@ def test_padding_is_not_measured() -> None:
     for padding in (0.0, 1e6, math.nan):
         filled = torch.where(mask.unsqueeze(-1), output, padding)
         recording = Recording((ids,), {}, ids, mask, filled, {"net": filled})
-        found.append(Guards("distribution", 7, watching=True).look(recording, read_signature(ids, filled, {"net": filled})))
+        found.append(
+            Guards("distribution", 7, watching=True).look(recording, read_signature(ids, filled, {"net": filled}))
+        )
     assert found[0] == found[1] == found[2] and "guard/net/rank" in found[0] and "guard/information" in found[0]
 
 
@@ -237,7 +239,7 @@ def test_a_model_that_is_made_constant_trips_in_a_fit(
     module = make_module(pl)
     step = type(module).training_step
 
-    def training_step(self: Any, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
         learnt = self.global_step > 40
         return step(self, batch, batch_idx) if not learnt else 30 * self.net(batch[0]).square().mean()
 
@@ -261,9 +263,14 @@ def test_without_a_term_guards_are_logged_only(
 def test_they_are_measured_in_steps_that_are_logged_only(
     module: Any, trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks: list[int] = []
+    looks: list[Recording] = []
     look = Guards.look
-    monkeypatch.setattr(Guards, "look", lambda self, *args: (looks.append(1), look(self, *args))[1])
+
+    def counted(self: Guards, recording: Recording, signature: Any) -> Any:
+        looks.append(recording)
+        return look(self, recording, signature)
+
+    monkeypatch.setattr(Guards, "look", counted)
     trainer(callback(0.3), max_epochs=2, log_every_n_steps=4).fit(module, loader())  # 16 steps
     assert len(looks) == 1 + 4, "the first step is the reference"
 
