@@ -96,7 +96,7 @@ def test_a_fit_that_is_stopped_half_way(pl: Any, trainer: Callable[..., Any], tm
                 trainer.should_stop = True
 
     module, ours = make_module(pl), plugins(0.7, tmp_path)
-    options: dict[str, Any] = {"max_time": {"seconds": 2}} if when == "max_time" else {}
+    options: dict[str, Any] = {"max_time": {"seconds": 1}} if when == "max_time" else {}
     own = trainer([*ours, *([Stop()] if when == "should_stop" else [])], max_epochs=100_000, **options)
     own.fit(module, loader(rows=64 if when == "should_stop" else 512), loader(rows=16))
     assert own.state.finished and own.current_epoch < 100_000 and clean(module)
