@@ -16,9 +16,8 @@ def two(program: Path, namespace: str, out: Path, *arguments: str) -> list[dict[
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # After the caller's own path, which may lead to another checkout than the installed one.
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(program.parent)]))
-    base = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    paths = os.pathsep.join(filter(None, [str(program.parent), os.environ.get("PYTHONPATH")]))
+    base = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     processes = []
     for rank in range(2):
         ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}

@@ -1,7 +1,7 @@
 """From the first recorded call to a cohort of students that fits it."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from legibility.lightning_plugins.foundation._compiled import uncompiled
 from legibility.lightning_plugins.foundation._recording import Recording, find_labels, prediction_shape
 from legibility.lightning_plugins.foundation._untouched import untouched
+from legibility.lightning_plugins.imitation._guards import Guards
 from legibility.students import (
     Cohort,
     ImitationLoss,
@@ -36,6 +37,7 @@ class BuiltCohort:
         kind: "distribution" or "values".
         primary_flops: FLOPs of one forward call of the primary on the first batch.
         student_flops: Student -> FLOPs on the same batch.
+        guards: What is watched in the primary.
     """
 
     cohort: Cohort
@@ -43,6 +45,7 @@ class BuiltCohort:
     kind: Literal["distribution", "values"]
     primary_flops: int
     student_flops: dict[str, int]
+    guards: Guards = field(default_factory=Guards)
 
     def fits(self, recording: Recording) -> bool:
         """Whether a call is of the kind that the students were built for: several tasks may share one model."""
@@ -80,12 +83,13 @@ class BuiltCohort:
         return files
 
     def state_dict(self) -> dict[str, Any]:
-        """The cohort's state: tensors, numbers and strings."""
-        return self.cohort.state_dict()
+        """The cohort's state and the guards': tensors, numbers and strings."""
+        return {**self.cohort.state_dict(), "guards": self.guards.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the cohort."""
+        """Restores the cohort and the guards."""
         self.cohort.load_state_dict(state)
+        self.guards.load_state_dict(state["guards"])
 
 
 def build_cohort(

@@ -77,55 +77,53 @@ class Guards:
     the reference: ``rms`` a tenth, ``rank`` and ``live`` a quarter of what the first step had; ``information`` a tenth
     of the most that there was (an untrained model has none), if that was .05 nats. A rank must also be less than half
     of the directions that the output needs: a classifier that trains well ends with about one for each class.
-
-    Args:
-        kind: What the output is.
-        outputs: Its number of units.
-        watching: Whether to warn: not if nothing is asked of the primary.
     """
 
-    def __init__(self, kind: Literal["distribution", "values"], outputs: int, *, watching: bool) -> None:
-        self._kind, self._watching = kind, watching
-        self._needed = outputs - 1 if kind == "distribution" else outputs
+    def __init__(self) -> None:
         self._reference: dict[str, float] = {}
         self._rows: dict[str, int] = {}
         self._below: dict[str, int] = {}
         self._told: list[str] = []
 
-    def look(self, recording: Recording, signature: Signature) -> dict[str, Tensor | float]:
+    @property
+    def fresh(self) -> bool:
+        """Nothing was measured yet."""
+        return not self._rows
+
+    def look(
+        self, recording: Recording, kind: Literal["distribution", "values"], signature: Signature, *, warn: bool
+    ) -> dict[str, Tensor | float]:
         """Measures one call, and warns of what collapsed.
 
         Args:
             recording: The call.
+            kind: What the output is.
             signature: What the students read and imitate.
+            warn: Not if nothing is asked of the primary.
 
         Returns:
             What is logged.
         """
         found: dict[str, float] = {}
-        for place, values in self._places(recording, signature):
+        distribution = kind == "distribution"
+        for place, values in _places(recording, signature):
             if len(values) < 2:
                 continue
+            if distribution and not place:
+                values = values - values.mean(-1, keepdim=True)
             measured = collapse(values)
-            if measured and self._kind == "distribution" and not place:
+            if measured and distribution and not place:
                 measured["information"] = information(values)
             judged = len(values) >= self._rows.setdefault(place, len(values))
             for name, value in measured.items():
                 found[f"guard/{place}{name}"] = value
                 if judged:
-                    self._judge(place + name, value)
-        self._tell(found)
+                    self._judge(place + name, value, signature.outputs - distribution)
+        if warn:
+            self._tell(found)
         return dict(found)
 
-    def _places(self, recording: Recording, signature: Signature) -> Iterator[tuple[str, Tensor]]:
-        output = recording.output.detach()
-        output = output.reshape(prediction_shape(output, recording.inputs))
-        rows = _some_rows(output, signature.per_position, recording.mask).float()
-        yield "", rows - rows.mean(-1, keepdim=True) if self._kind == "distribution" else rows
-        for name, tap in recording.taps.items():
-            yield f"{name}/", _some_rows(tap, signature.taps[name].per_position, recording.mask)
-
-    def _judge(self, key: str, value: float) -> None:
+    def _judge(self, key: str, value: float, needed: int) -> None:
         kind = key.split("/")[-1]
         reference = self._reference.get(key)
         if reference is None or (kind == "information" and value > reference):
@@ -135,14 +133,12 @@ class Guards:
             return
         low = not value >= _FLOOR[kind] * reference  # no rank at all (NaN) is a rank that collapsed
         if kind == "rank":
-            low = low and not value >= 0.5 * self._needed
+            low = low and not value >= 0.5 * needed
         if kind == "information":
             low = low and reference >= _LEAST_INFORMATION
         self._below[key] = self._below.get(key, 0) + 1 if low else 0
 
     def _tell(self, found: Mapping[str, float]) -> None:
-        if not self._watching:
-            return
         for kind, meaning in _MEANING.items():
             keys = [key for key, times in self._below.items() if times >= _PATIENCE and key.split("/")[-1] == kind]
             if not keys or kind in self._told:
@@ -172,6 +168,13 @@ class Guards:
         """Goes on where ``state_dict`` was taken."""
         self._reference, self._rows = dict(state["reference"]), dict(state["rows"])
         self._below, self._told = dict(state["below"]), list(state["told"])
+
+
+def _places(recording: Recording, signature: Signature) -> Iterator[tuple[str, Tensor]]:
+    output = recording.output.detach().reshape(prediction_shape(recording.output, recording.inputs))
+    yield "", _some_rows(output, signature.per_position, recording.mask).float()
+    for name, tap in recording.taps.items():
+        yield f"{name}/", _some_rows(tap, signature.taps[name].per_position, recording.mask)
 
 
 def _some_rows(values: Tensor, per_position: bool, mask: Tensor | None) -> Tensor:

@@ -25,7 +25,6 @@ from legibility.lightning_plugins.foundation._recorder import Recorder
 from legibility.lightning_plugins.foundation._recording import Recording
 from legibility.lightning_plugins.foundation._warm_up import WarmUp
 from legibility.lightning_plugins.imitation._build_cohort import BuiltCohort, build_cohort
-from legibility.lightning_plugins.imitation._guards import Guards
 from legibility.lightning_plugins.imitation._legibility_term import Direction, term_in_words
 from legibility.lightning_plugins.imitation._meeting import meet, of_known_kind
 from legibility.lightning_plugins.imitation._summary import print_summary
@@ -135,7 +134,6 @@ class StudentLegibility(LegibilityCallback):
         self.on_failure: Literal["drop", "raise"] = on_failure
         self.seed, self.summary = seed, summary
         self.built: BuiltCohort | None = None
-        self._guards: Guards | None = None
         self._recorder: Recorder | None = None
         self._module: weakref.ref[nn.Module] | None = None
         self._trainer: Trainer | None = None
@@ -215,10 +213,9 @@ class StudentLegibility(LegibilityCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The students, their optimizer and what they have seen: tensors, numbers and strings only."""
-        if self.built is None or self._guards is None:
+        if self.built is None:
             return self._pending if self._pending is not None else {"start": self._warm_up.start, "cohort": None}
-        guards = self._guards.state_dict()
-        return {"start": self._warm_up.start, "cohort": self.built.state_dict(), "guards": guards}
+        return {"start": self._warm_up.start, "cohort": self.built.state_dict()}
 
     # -- one batch
 
@@ -271,7 +268,7 @@ class StudentLegibility(LegibilityCallback):
         with no_autocast(recordings[0].output.device):
             if self.built is None:
                 self._build(recordings[0], batch)
-            assert self.built is not None and self._guards is not None
+            assert self.built is not None
             known = of_known_kind(self.built, recordings, warn=not self._warned)
             self._warned, recordings = self._warned or len(known) < len(recordings), known
             self._trained = self._trained or any(recording.output.requires_grad for recording in recordings)
@@ -290,7 +287,7 @@ class StudentLegibility(LegibilityCallback):
                     logging=every > 0 and (step + 1) % every == 0,
                 )
                 if logs:
-                    self._logs = {"strength": strength, **logs, **self._guards.look(recording, self.built.signature)}
+                    self._logs = {"strength": strength, **logs}
                 if penalty is not None:
                     penalties.append(penalty)
         return penalties
@@ -334,12 +331,8 @@ class StudentLegibility(LegibilityCallback):
             # A student that had failed is built only to be dropped again.
             widths=None if state is None else [state["widths"].get(name, 4) for name in state["students"]],
         )
-        self._guards = Guards(self.built.kind, self.built.signature.outputs, watching=self.strength > 0)
-        if pending is None or state is None:
-            self._guards.look(recording, self.built.signature)
-        else:
+        if state is not None:
             self.built.load_state_dict(state)
-            self._guards.load_state_dict(pending["guards"])
         if self.summary and self._trainer.is_global_zero:
             print_summary(
                 self.built,

@@ -28,7 +28,7 @@ class Model:
 
     def __init__(self, kind: Any = "distribution", watching: bool = True, count: int = 64, outputs: int = CLASSES):
         self.kind, self.count, self.outputs, self.seed = kind, count, outputs, 0
-        self.guards = Guards(kind, outputs, watching=watching)
+        self.guards, self.watching = Guards(), watching
         self.heard: list[str] = []
 
     def step(self, output: Any = None, tap: Any = None, count: int | None = None) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class Model:
         recording = Recording((x,), {}, x, None, h, {"net.1": t})
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
-            logs = self.guards.look(recording, read_signature(x, h, {"net.1": t}))
+            logs = self.guards.look(recording, self.kind, read_signature(x, h, {"net.1": t}), warn=self.watching)
         self.heard += [str(warning.message) for warning in found]
         return logs
 
@@ -161,9 +161,7 @@ def test_padding_is_not_measured() -> None:
     for padding in (0.0, 1e6, math.nan):
         filled = torch.where(mask.unsqueeze(-1), output, padding)
         recording = Recording((ids,), {}, ids, mask, filled, {"net": filled})
-        found.append(
-            Guards("distribution", 7, watching=True).look(recording, read_signature(ids, filled, {"net": filled}))
-        )
+        found.append(Guards().look(recording, "distribution", read_signature(ids, filled, {"net": filled}), warn=True))
     assert found[0] == found[1] == found[2] and "guard/net/rank" in found[0] and "guard/information" in found[0]
 
 
@@ -266,9 +264,9 @@ def test_they_are_measured_in_steps_that_are_logged_only(
     looks: list[Recording] = []
     look = Guards.look
 
-    def counted(self: Guards, recording: Recording, signature: Any) -> Any:
+    def counted(self: Guards, recording: Recording, *args: Any, **options: Any) -> Any:
         looks.append(recording)
-        return look(self, recording, signature)
+        return look(self, recording, *args, **options)
 
     monkeypatch.setattr(Guards, "look", counted)
     trainer(callback(0.3), max_epochs=2, log_every_n_steps=4).fit(module, loader())  # 16 steps
@@ -286,8 +284,8 @@ def test_a_resumed_fit_keeps_the_reference(pl: Any, trainer: Callable[..., Any],
         for parameter in module.parameters():
             parameter.zero_()
     trainer(second, max_epochs=3, log_every_n_steps=2).fit(module, loader(), ckpt_path=str(tmp_path / "half.ckpt"))
-    assert first._guards is not None and second._guards is not None
-    same, after = first._guards.state_dict()["reference"], second._guards.state_dict()["reference"]
+    assert first.built is not None and second.built is not None
+    same, after = first.built.guards.state_dict()["reference"], second.built.guards.state_dict()["reference"]
     assert {k: v for k, v in same.items() if "information" not in k} == {
         k: v for k, v in after.items() if "information" not in k
     }
