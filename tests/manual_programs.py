@@ -278,6 +278,23 @@ def reused_and_toggled(run: Runner, x: Tensor, y: Tensor, index: int) -> None:
     run.untoggle(0)
 
 
+def cleared_while_switched_off(run: Runner, x: Tensor, y: Tensor, index: int) -> None:
+    made = run.call("g", x)
+    run.backward(is_real(run.call("d", made), True), {"g": [made]}, retain_graph=True)
+    run.zero_grad(0)  # a first look at the generator's gradients: all of it goes, and with it the term
+    run.zero_grad(1)
+    run.toggle(1)
+    true, fake = run.call("d", x[:, :5]), run.call("d", made.detach())
+    run.backward(is_real(true, True) + is_real(fake, False), {"d": [true, fake]})
+    run.step(1)
+    run.untoggle(1)
+    judged = run.call("d", made)
+    run.backward(is_real(judged, True), {"g": [made], "d": [judged]})
+    run.step(0)
+    run.zero_grad(0)
+    run.zero_grad(1)
+
+
 GANS: dict[str, Program] = {
     "detached": detached,
     "attached": attached,
@@ -288,5 +305,6 @@ GANS: dict[str, Program] = {
     "one generator call reused, zeroed in place": one_call_reused_zeroed_in_place,
     "both zero_grad first": both_zeroed_first,
     "reused and toggled": reused_and_toggled,
+    "cleared while switched off": cleared_while_switched_off,
     "with a gradient penalty": with_a_gradient_penalty,
 }

@@ -57,6 +57,11 @@ class _Entry:
             return False  # `toggle_optimizer` switched off all that it could reach
         return self.added is None or any(_cleared(*entry) for entry in self.added)
 
+    @property
+    def held(self) -> bool:
+        """In the gradients, and not cleared since."""
+        return bool(self.added) and not any(_cleared(*entry) for entry in self.added or [])
+
     def note(self) -> None:
         """Remembers where the penalty went, if anybody took it."""
         taken = [leaf for leaf in self.leaves if leaf.requires_grad and leaf.grad is not None]
@@ -119,7 +124,7 @@ class Ledger:
         """The penalties that belong to a loss about to be differentiated; :meth:`settle` follows the backward pass."""
         candidates = {entry: entry.edge for entry in self._entries if entry.open}
         # Still in the gradients, which this backward pass may replace by sums (`create_graph=True`): not a clearing.
-        self._kept = [entry for entry in self._entries if entry.added and entry not in candidates]
+        self._kept = [entry for entry in self._entries if entry.held]
         unseen = set(candidates.values())
         if unseen:
             for edge in edges_under(loss):
