@@ -34,7 +34,7 @@ and splits, 400 epochs): none reached L2 + dropout; the best, with layers 1 : 2 
 
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, SequentialSampler, TensorDataset
@@ -85,7 +85,7 @@ class DigitsModel(LightningModule):
         self.log("val_loss", nn.functional.cross_entropy(logits, batch[1]))
         self.log("val_accuracy", (logits.argmax(-1) == batch[1]).float().mean())
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer, one schedule, the same for all arms."""
         rate, decay = self.hparams["learning_rate"], self.hparams["weight_decay"]
         optimizer = torch.optim.AdamW(self.parameters(), rate, weight_decay=decay, fused=True)

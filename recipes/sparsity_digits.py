@@ -47,7 +47,7 @@ class PruneOnce(ModelPruning):
         super().setup(trainer, pl_module, stage)
 
 
-def _plugin(name: str, **settings: Any) -> dict[str, object]:
+def _plugin(name: str, **settings: object) -> dict[str, object]:
     return {"class_path": f"legibility.lightning_plugins.{name}", "init_args": settings}
 
 

@@ -42,6 +42,16 @@ def two_backwards(run: Runner, x: Tensor, y: Tensor, index: int) -> None:
     run.step(0)
 
 
+def backwards_to_differentiate_again(run: Runner, x: Tensor, y: Tensor, index: int) -> None:
+    h = run.call("net", x)
+    run.zero_grad(0)
+    run.backward(cross_entropy(h, y), {"net": [h]}, create_graph=True)
+    for _ in range(2):
+        run.backward(0.1 * h.square().mean(), {}, create_graph=True)  # autograd writes the sum into new tensors
+    run.step(0)
+    run.zero_grad(0)  # or the graphs would live on in the gradients
+
+
 def cleared_between(run: Runner, x: Tensor, y: Tensor, index: int) -> None:
     h = run.call("net", x)
     run.zero_grad(0)
@@ -132,6 +142,7 @@ ONE_MODEL: dict[str, tuple[Program, list[str]]] = {
     "zero_grad(set_to_none=False)": (zeros_in_place, ["net"]),
     "two optimizers": (two_optimizers, ["start", "end"]),
     "two backwards through one forward": (two_backwards, ["net"]),
+    "backwards that can be differentiated": (backwards_to_differentiate_again, ["net"]),
     "gradients cleared between two backwards": (cleared_between, ["net"]),
     "gradients zeroed between two backwards": (cleared_in_place_between, ["net"]),
     "siamese": (siamese, ["net"]),
@@ -267,6 +278,23 @@ def reused_and_toggled(run: Runner, x: Tensor, y: Tensor, index: int) -> None:
     run.untoggle(0)
 
 
+def cleared_while_switched_off(run: Runner, x: Tensor, y: Tensor, index: int) -> None:
+    made = run.call("g", x)
+    run.backward(is_real(run.call("d", made), True), {"g": [made]}, retain_graph=True)
+    run.zero_grad(0)  # a first look at the generator's gradients: all of it goes, and with it the term
+    run.zero_grad(1)
+    run.toggle(1)
+    true, fake = run.call("d", x[:, :5]), run.call("d", made.detach())
+    run.backward(is_real(true, True) + is_real(fake, False), {"d": [true, fake]})
+    run.step(1)
+    run.untoggle(1)
+    judged = run.call("d", made)
+    run.backward(is_real(judged, True), {"g": [made], "d": [judged]})
+    run.step(0)
+    run.zero_grad(0)
+    run.zero_grad(1)
+
+
 GANS: dict[str, Program] = {
     "detached": detached,
     "attached": attached,
@@ -277,5 +305,6 @@ GANS: dict[str, Program] = {
     "one generator call reused, zeroed in place": one_call_reused_zeroed_in_place,
     "both zero_grad first": both_zeroed_first,
     "reused and toggled": reused_and_toggled,
+    "cleared while switched off": cleared_while_switched_off,
     "with a gradient penalty": with_a_gradient_penalty,
 }

@@ -15,11 +15,15 @@ import torch
 from launch import part_of_each_batch, place
 from tiny import make_module
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from legibility.lightning_plugins import L1Sparsity, StudentLegibility, TopKSparsity
 from legibility.students import MLPStudent
+
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:  # before torch 2.6
+    from torch.distributed._composable.fsdp import fully_shard  # type: ignore[attr-defined]
 
 
 def _full(tensors: Any) -> list[Tensor]:

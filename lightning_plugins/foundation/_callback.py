@@ -3,6 +3,7 @@
 import importlib
 import math
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, get_args
@@ -104,6 +105,14 @@ class LegibilityCallback(Callback):
         """Keeps the state until what it belongs to exists: some strategies restore before, some after."""
         self._pending = state_dict
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles belong to no module: they begin anew at their next fit.
+
+        Lightning leaves the module's own ``log`` and ``log_dict`` on every callback; it sets them again.
+        """
+        kept = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
+        return {name: None if isinstance(value, weakref.ref) else value for name, value in kept.items()}
+
     def _remove(self) -> None:
         if self._installed:
             self._installed = False
@@ -117,10 +126,11 @@ class LegibilityCallback(Callback):
         finally:
             self._seconds += time.perf_counter() - start
 
-    @staticmethod
-    def _write_log(pl_module: "LightningModule", values: Mapping[str, Tensor | float]) -> None:
-        """Logs under ``legibility/``."""
-        pl_module.log_dict({f"legibility/{key}": value for key, value in values.items()}, on_step=True, on_epoch=False)
+    def _write_log(self, pl_module: "LightningModule", values: Mapping[str, Tensor | float]) -> None:
+        """Logs under ``legibility/``; of several alike in one trainer, the first under ``legibility/1/``, and so on."""
+        alike = [callback for callback in pl_module.trainer.callbacks if type(callback) is type(self)]  # type: ignore[attr-defined]
+        place = "legibility" if len(alike) < 2 else f"legibility/{alike.index(self) + 1}"
+        pl_module.log_dict({f"{place}/{key}": value for key, value in values.items()}, on_step=True, on_epoch=False)
 
 
 def is_logging_step(trainer: "Trainer") -> bool:

@@ -57,6 +57,11 @@ class _Entry:
             return False  # `toggle_optimizer` switched off all that it could reach
         return self.added is None or any(_cleared(*entry) for entry in self.added)
 
+    @property
+    def held(self) -> bool:
+        """In the gradients, and not cleared since."""
+        return bool(self.added) and not any(_cleared(*entry) for entry in self.added or [])
+
     def note(self, parameters: Iterable[Tensor]) -> None:
         """Remembers where the penalty went, if anybody took it."""
         # FSDP2 computes with whole parameters that live for one call, and keeps their gradients at the shards (DTensors).
@@ -65,6 +70,11 @@ class _Entry:
         taken = [leaf for leaf in reached if leaf.grad is not None]
         if taken or not self.leaves:
             self.added = [(leaf, leaf.grad, leaf.grad._version) for leaf in taken if leaf.grad is not None]
+
+    def follow(self) -> None:
+        """Another backward pass went over the gradients that hold the penalty."""
+        now = [(leaf, leaf.grad) for leaf, _, _ in self.added or []]
+        self.added = [(leaf, grad, grad._version) for leaf, grad in now if grad is not None]
 
 
 def _source(penalty: Penalty) -> Tensor:
@@ -109,6 +119,7 @@ class Ledger:
         self._parameters = parameters
         self._entries: list[_Entry] = []
         self._due: list[_Entry] = []
+        self._kept: list[_Entry] = []
 
     def enter(self, penalties: Sequence[Penalty]) -> None:
         """Adds penalties, one for each newly recorded call."""
@@ -119,6 +130,8 @@ class Ledger:
     def due(self, loss: Tensor) -> list[Penalty]:
         """The penalties that belong to a loss about to be differentiated; :meth:`settle` follows the backward pass."""
         candidates = {entry: entry.edge for entry in self._entries if entry.open}
+        # Still in the gradients, which this backward pass may replace by sums (`create_graph=True`): not a clearing.
+        self._kept = [entry for entry in self._entries if entry.held]
         unseen = set(candidates.values())
         if unseen:
             for edge in edges_under(loss):
@@ -132,7 +145,9 @@ class Ledger:
         """The backward pass with the penalties that were due is over."""
         for entry in self._due:
             entry.note(self._parameters())
-        self._due = []
+        for entry in self._kept:
+            entry.follow()
+        self._due, self._kept = [], []
 
 
 def _leaf(node: Any) -> Tensor | None:

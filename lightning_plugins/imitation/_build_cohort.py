@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from legibility.lightning_plugins.foundation._recording import Recording, prediction_shape
+from legibility.lightning_plugins.imitation._guards import Guards
 from legibility.lightning_plugins.imitation._plan import Plan
 from legibility.students import Cohort, ImitationLoss, Prediction, read_signature, save_student
 
@@ -21,12 +22,14 @@ class BuiltCohort:
         cohort: The students.
         plan: What they were built for: what they read and imitate, and what they cost.
         ranks: Over how many ranks they are split; 1 = every rank has them all.
+        guards: What is watched in the primary.
         sizes: Student -> number of parameters, also of those on other ranks.
     """
 
     cohort: Cohort
     plan: Plan
     ranks: int = 1
+    guards: Guards = field(default_factory=Guards)
     sizes: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,9 +87,10 @@ class BuiltCohort:
         return files
 
     def state_dict(self) -> dict[str, Any]:
-        """The cohort's state: tensors, numbers and strings."""
-        return self.cohort.state_dict()
+        """The cohort's state and the guards': tensors, numbers and strings."""
+        return {**self.cohort.state_dict(), "guards": self.guards.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the cohort."""
+        """Restores the cohort and the guards."""
         self.cohort.load_state_dict(state)
+        self.guards.load_state_dict(state["guards"])

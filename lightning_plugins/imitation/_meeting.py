@@ -46,9 +46,11 @@ def meet(
     if weight is None:
         return penalty, {}
     losses = built.learn(recording, predictions, weight)
+    watched = logging or built.guards.fresh  # the first call is what later ones are held against
+    guards = built.guards.look(recording, built.kind, built.plan.signature, warn=strength > 0) if watched else {}
     if not logging:
         return penalty, {}
-    return penalty, {"term": term, **describe(built.kind, recording, predictions, losses)}
+    return penalty, {"term": term, **describe(built.kind, recording, predictions, losses), **guards}
 
 
 def meet_each(

@@ -61,7 +61,8 @@ class StudentLegibility(LegibilityCallback):
         reads: Name of a module whose output the students read instead of the model's input.
         imitate: "distribution" (the output's softmax), "values" (regression: error in units of the output's variance;
             ``direction`` then has no meaning), or "auto": a distribution if the batch holds class labels for the
-            output, or if there is one output for each token.
+            output, or if there is one output for each token. Labels count even if the task does not use them: say
+            "values" where it does not (self-supervised projections).
         direction: "symmetric", "forward" (KL(p || q), softens less) or "reverse" (KL(q || p)).
         warmup: Share of the steps in [0, 1).
         budget: Forward FLOPs of all students together, as a share of the primary's, for those without a width.
@@ -89,8 +90,10 @@ class StudentLegibility(LegibilityCallback):
 
     Logs under ``legibility/``: ``term`` (unweighted, nats), ``strength``, ``entropy`` of the primary (nats), and for
     each student ``student/<name>/imitation`` (KL(p || q), nats), ``student/<name>/disagreement`` (share of different
-    top-1) and ``student/<name>/fvu/<tap>``. They are training quantities; scores come from students that took no part
-    (:class:`InterpretabilityReport`).
+    top-1) and ``student/<name>/fvu/<tap>``; ``guard/rank``, ``rms``, ``live`` and ``information`` of the output and
+    ``guard/<tap>/rank``, ``rms``, ``live``, which warn once if they collapse. They are training quantities; scores come
+    from students that took no part (:class:`InterpretabilityReport`). Of several such callbacks in one trainer, the
+    first logs under ``legibility/1/`` and so on.
 
     Example:
         >>> from pytorch_lightning import Trainer

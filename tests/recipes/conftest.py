@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 MODULE = '''
-"""A tiny recipe."""
+"""A toy recipe."""
 import os
 from pathlib import Path
 
@@ -79,12 +79,12 @@ class Other(Callback):
 
 
 RECIPE = Recipe(
-    name="tiny",
+    name="toy",
     question="Does it run?",
     arms={
         "plain": Arm(),
         "decay": Arm(config={"model": {"init_args": {"decay": 0.5}}}),
-        "other": Arm(callbacks=[{"class_path": "tiny.Other", "init_args": {"strength": 0.25}}]),
+        "other": Arm(callbacks=[{"class_path": "toy.Other", "init_args": {"strength": 0.25}}]),
     },
     presets={
         "quick": Preset(seeds=(0, 1), minutes=0.1),
@@ -95,28 +95,28 @@ RECIPE = Recipe(
 
 YAML = """
 model:
-  class_path: tiny.Model
+  class_path: toy.Model
 data:
-  class_path: tiny.Data
+  class_path: toy.Data
 trainer:
   max_steps: 4
   accelerator: cpu
   devices: 1
   callbacks:
-    - class_path: tiny.InterpretabilityReport
+    - class_path: toy.InterpretabilityReport
 """
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The recipe's path; the current folder is its folder, and nothing of it stays imported."""
-    (tmp_path / "tiny.py").write_text(MODULE)
-    (tmp_path / "tiny.yaml").write_text(YAML)
+    (tmp_path / "toy.py").write_text(MODULE)
+    (tmp_path / "toy.yaml").write_text(YAML)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = dict(os.environ)
-    yield tmp_path / "tiny.py"
-    for name in ("tiny", "my_tiny"):
+    yield tmp_path / "toy.py"
+    for name in ("toy", "my_tiny"):
         sys.modules.pop(name, None)
     for name in set(os.environ) - set(before):
         del os.environ[name]

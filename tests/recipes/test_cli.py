@@ -17,8 +17,8 @@ def test_ls_lists_questions_arms_and_presets(capsys: Captured) -> None:
         assert word in printed
 
 
-def test_cp_and_run_of_the_copy(tiny: Path, capsys: Captured) -> None:
-    assert main(["cp", "./tiny.py", "my_tiny.py"]) == 0
+def test_cp_and_run_of_the_copy(toy: Path, capsys: Captured) -> None:
+    assert main(["cp", "./toy.py", "my_tiny.py"]) == 0
     assert "legibility run ./my_tiny.py" in capsys.readouterr().out
     assert main(["run", "./my_tiny.py", "--arm", "other", "--seed", "7"]) == 0
     record = json.loads(Path("runs/my_tiny/quick/other/seed-7/record.json").read_text())
@@ -26,20 +26,20 @@ def test_cp_and_run_of_the_copy(tiny: Path, capsys: Captured) -> None:
     assert "Other says 0.25" in Path("runs/my_tiny/quick/other/seed-7/log.txt").read_text()
 
 
-def test_run_takes_the_baseline_and_the_first_seed(tiny: Path, capsys: Captured) -> None:
-    assert main(["run", "./tiny.py", "--preset", "long", "--out", "elsewhere"]) == 0
-    assert "elsewhere/tiny/long/plain/seed-0/record.json" in capsys.readouterr().out
-    assert Path("elsewhere/tiny/long/plain/seed-0/record.json").exists()
+def test_run_takes_the_baseline_and_the_first_seed(toy: Path, capsys: Captured) -> None:
+    assert main(["run", "./toy.py", "--preset", "long", "--out", "elsewhere"]) == 0
+    assert "elsewhere/toy/long/plain/seed-0/record.json" in capsys.readouterr().out
+    assert Path("elsewhere/toy/long/plain/seed-0/record.json").exists()
 
 
-def test_overrides_do_not_replace_a_finished_run(tiny: Path, capsys: Captured) -> None:
-    assert main(["run", "./tiny.py"]) == 0
-    record = Path("runs/tiny/quick/plain/seed-0/record.json").read_bytes()
-    assert main(["run", "./tiny.py", "--trainer.max_steps=2"]) == 2
+def test_overrides_do_not_replace_a_finished_run(toy: Path, capsys: Captured) -> None:
+    assert main(["run", "./toy.py"]) == 0
+    record = Path("runs/toy/quick/plain/seed-0/record.json").read_bytes()
+    assert main(["run", "./toy.py", "--trainer.max_steps=2"]) == 2
     assert "give another `--out`, such as --out runs-try" in capsys.readouterr().err
-    assert Path("runs/tiny/quick/plain/seed-0/record.json").read_bytes() == record
-    assert main(["run", "./tiny.py", "--trainer.max_steps=2", "--out", "runs-try"]) == 0
-    tried = json.loads(Path("runs-try/tiny/quick/plain/seed-0/record.json").read_text())
+    assert Path("runs/toy/quick/plain/seed-0/record.json").read_bytes() == record
+    assert main(["run", "./toy.py", "--trainer.max_steps=2", "--out", "runs-try"]) == 0
+    tried = json.loads(Path("runs-try/toy/quick/plain/seed-0/record.json").read_text())
     assert tried["settings"]["steps"] == 2
 
 
@@ -56,7 +56,7 @@ def test_overrides_do_not_replace_a_finished_run(tiny: Path, capsys: Captured) -
         (["compare", "."], "at least one run record"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tiny: Path, capsys: Captured, arguments: list[str], message: str) -> None:
+def test_what_is_wrong_is_said_in_one_line(toy: Path, capsys: Captured, arguments: list[str], message: str) -> None:
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert message in printed.err
@@ -83,36 +83,36 @@ def test_argparse_refuses(arguments: list[str], capsys: Captured) -> None:
     assert "usage: legibility" in capsys.readouterr().err
 
 
-def test_validate_finds_what_would_fail(tiny: Path, capsys: Captured) -> None:
-    assert main(["validate", "./tiny.py"]) == 0
-    assert "./tiny.py: 3 arms, 2 presets, all fit" in capsys.readouterr().out
+def test_validate_finds_what_would_fail(toy: Path, capsys: Captured) -> None:
+    assert main(["validate", "./toy.py"]) == 0
+    assert "./toy.py: 3 arms, 2 presets, all fit" in capsys.readouterr().out
     assert not Path("runs").exists()
-    text = tiny.read_text()
-    tiny.write_text(text.replace('{"strength": 0.25}', '{"strong": 0.25}'))
-    assert main(["validate", "./tiny.py"]) == 1
+    text = toy.read_text()
+    toy.write_text(text.replace('{"strength": 0.25}', '{"strong": 0.25}'))
+    assert main(["validate", "./toy.py"]) == 1
     printed = capsys.readouterr().out
-    assert "tiny/quick/other: " in printed
+    assert "toy/quick/other: " in printed
     assert "strong" in printed
-    assert "tiny/quick/plain" not in printed
-    tiny.write_text(text.replace('name="tiny"', 'name="tin"'))
-    assert main(["validate", "./tiny.py", "nothing"]) == 1
+    assert "toy/quick/plain" not in printed
+    toy.write_text(text.replace('name="toy"', 'name="tin"'))
+    assert main(["validate", "./toy.py", "nothing"]) == 1
     printed = capsys.readouterr().out
     assert "RECIPE is 'tin'" in printed
     assert "no recipe 'nothing'" in printed
 
 
-def test_compare_prints_the_table_and_writes_the_picture(tiny: Path, capsys: Captured) -> None:
+def test_compare_prints_the_table_and_writes_the_picture(toy: Path, capsys: Captured) -> None:
     pytest.importorskip("plotly")
     for arm in ("plain", "decay"):
         for seed in ("0", "1"):
-            assert main(["run", "./tiny.py", "--arm", arm, "--seed", seed]) == 0
+            assert main(["run", "./toy.py", "--arm", arm, "--seed", seed]) == 0
     capsys.readouterr()
     assert main(["compare", "runs"]) == 0
     printed = capsys.readouterr().out
     assert "decay" in printed
     assert printed.rstrip().endswith("Picture: runs/tradeoff.html")
     assert "decay" in Path("runs/tradeoff.html").read_text()
-    assert main(["compare", "runs/tiny", "--baseline", "decay", "--html", "other.html"]) == 0
+    assert main(["compare", "runs/toy", "--baseline", "decay", "--html", "other.html"]) == 0
     assert Path("other.html").exists()
     assert main(["compare", "runs", "--export", "a/t.md", "--export", "t.runs.csv"]) == 0
     printed = capsys.readouterr().out

@@ -27,12 +27,12 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def jobs(*arms: str, seeds: Sequence[int] = (0,), overrides: Sequence[str] = ()) -> list[Job]:
-    return plan(["./tiny.py"], arms=arms, seeds=seeds, overrides=overrides, out=Path("runs"))
+    return plan(["./toy.py"], arms=arms, seeds=seeds, overrides=overrides, out=Path("runs"))
 
 
 def settings(job: Job) -> dict[str, Any]:
     record = json.loads((job.folder / "record.json").read_text())
-    assert (record["arm"], record["seed"], record["recipe"]) == (job.arm, job.seed, "tiny")
+    assert (record["arm"], record["seed"], record["recipe"]) == (job.arm, job.seed, "toy")
     found: dict[str, Any] = record["settings"]
     return found
 
@@ -48,7 +48,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_a_run_leaves_its_folder_finished(tiny: Path) -> None:
+def test_a_run_leaves_its_folder_finished(toy: Path) -> None:
     threads = torch.get_num_threads()
     plain, decay = jobs("plain", "decay")
     run(plain)
@@ -61,7 +61,7 @@ def test_a_run_leaves_its_folder_finished(tiny: Path) -> None:
     assert not Path("lightning_logs").exists()
 
 
-def test_overrides_reach_the_run(tiny: Path) -> None:
+def test_overrides_reach_the_run(toy: Path) -> None:
     (job,) = jobs("other", overrides=["--trainer.max_steps=2", "--model.decay=0.1", "--trainer.callbacks.strength=3"])
     run(job)
     assert settings(job) == {"steps": 2, "decay": 0.1, "threads": 1}
@@ -71,7 +71,7 @@ def test_overrides_reach_the_run(tiny: Path) -> None:
     assert "strength: 0.25" not in config
 
 
-def test_the_written_configuration_reruns_in_a_plain_lightning_cli(tiny: Path) -> None:
+def test_the_written_configuration_reruns_in_a_plain_lightning_cli(toy: Path) -> None:
     (job,) = jobs("decay", seeds=[5], overrides=["--trainer.max_steps=3"])
     run(job)
     record, state = without_threads(job), weights(job.folder)
@@ -88,14 +88,14 @@ def test_the_written_configuration_reruns_in_a_plain_lightning_cli(tiny: Path) -
     assert all(torch.equal(value, state[name]) for name, value in cli.model.state_dict().items())
 
 
-def test_progress_is_told(tiny: Path) -> None:
+def test_progress_is_told(toy: Path) -> None:
     heard: list[tuple[str, float]] = []
     run(jobs("plain")[0], tell=lambda stage, share: heard.append((stage, share)))
     assert heard[-1] == ("measuring", 1.0)
     assert all(stage == "training" and 0 < share <= 1 for stage, share in heard[:-1])
 
 
-def test_a_failing_run_is_written_down_and_not_finished(tiny: Path) -> None:
+def test_a_failing_run_is_written_down_and_not_finished(toy: Path) -> None:
     (job,) = jobs("plain")
     run(job)
     (broken,) = jobs("plain", overrides=["--model.fail=true"])
@@ -110,7 +110,7 @@ def test_a_failing_run_is_written_down_and_not_finished(tiny: Path) -> None:
     assert not (job.folder / "error.txt").exists()
 
 
-def test_a_wrong_setting_is_an_error_before_anything_runs(tiny: Path) -> None:
+def test_a_wrong_setting_is_an_error_before_anything_runs(toy: Path) -> None:
     (job,) = jobs("plain", overrides=["--model.init_args.widht=3"])
     with pytest.raises(Exception, match="widht"):
         run(job)
@@ -119,16 +119,16 @@ def test_a_wrong_setting_is_an_error_before_anything_runs(tiny: Path) -> None:
         check(job)
 
 
-def test_a_report_that_writes_nothing_is_an_error(tiny: Path) -> None:
-    edit(tiny, "        save_record(record", "        if False: save_record(record")
+def test_a_report_that_writes_nothing_is_an_error(toy: Path) -> None:
+    edit(toy, "        save_record(record", "        if False: save_record(record")
     (job,) = jobs("plain")
     with pytest.raises(RuntimeError, match=r"wrote no record\.json"):
         run(job)
     assert job.state() == "failed"
 
 
-def test_a_report_that_could_not_measure_makes_a_failed_run(tiny: Path) -> None:
-    edit(tiny, 'created="2026', 'notes=["measuring failed: no logits"], created="2026')
+def test_a_report_that_could_not_measure_makes_a_failed_run(toy: Path) -> None:
+    edit(toy, 'created="2026', 'notes=["measuring failed: no logits"], created="2026')
     (job,) = jobs("plain")
     with pytest.raises(RuntimeError, match="measuring failed: no logits"):
         run(job)
@@ -136,13 +136,13 @@ def test_a_report_that_could_not_measure_makes_a_failed_run(tiny: Path) -> None:
     assert (job.folder / "last.ckpt").exists()
 
 
-def test_a_killed_run_is_not_finished(tiny: Path) -> None:
+def test_a_killed_run_is_not_finished(toy: Path) -> None:
     (job,) = jobs("plain")
     run(job)
     record = (job.folder / "record.json").read_bytes()
     program = (
         "from pathlib import Path; from legibility.recipes._plan import plan; from legibility.recipes._engine import run;"
-        "run(plan(['./tiny.py'], arms=['plain'], seeds=[0], out=Path('runs'))[0])"
+        "run(plan(['./toy.py'], arms=['plain'], seeds=[0], out=Path('runs'))[0])"
     )
     environment = os.environ | {"TINY_DIE": "yes"}
     died = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
@@ -154,7 +154,7 @@ def test_a_killed_run_is_not_finished(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"schema": "legibility.run-record/9"}'])
-def test_a_damaged_record_is_not_finished(tiny: Path, damage: str) -> None:
+def test_a_damaged_record_is_not_finished(toy: Path, damage: str) -> None:
     (job,) = jobs("plain")
     run(job)
     (job.folder / "record.json").write_text(damage)
@@ -164,8 +164,8 @@ def test_a_damaged_record_is_not_finished(tiny: Path, damage: str) -> None:
 BASE = '    base=Base("plain", 2),\n    presets={\n        "quick"'
 
 
-def test_arms_go_on_from_one_base_with_their_own_optimizer_settings(tiny: Path) -> None:
-    edit(tiny, '    presets={\n        "quick"', BASE)
+def test_arms_go_on_from_one_base_with_their_own_optimizer_settings(toy: Path) -> None:
+    edit(toy, '    presets={\n        "quick"', BASE)
     base, plain, decay = jobs("plain", "decay")
     run(base)
     assert base.state() == "finished"
@@ -182,8 +182,8 @@ def test_arms_go_on_from_one_base_with_their_own_optimizer_settings(tiny: Path) 
     assert steps == [2, 4, 4]
 
 
-def test_two_steps_of_decay_after_the_base(tiny: Path) -> None:
-    edit(tiny, '    presets={\n        "quick"', BASE)
+def test_two_steps_of_decay_after_the_base(toy: Path) -> None:
+    edit(toy, '    presets={\n        "quick"', BASE)
     base, plain, decay = jobs("plain", "decay")
     for job in (base, plain, decay):
         run(job)
@@ -194,12 +194,12 @@ def test_two_steps_of_decay_after_the_base(tiny: Path) -> None:
     assert not torch.allclose(with_decay, without, atol=2e-4)
 
 
-def test_a_changed_base_is_trained_again(tiny: Path) -> None:
-    edit(tiny, '    presets={\n        "quick"', BASE)
+def test_a_changed_base_is_trained_again(toy: Path) -> None:
+    edit(toy, '    presets={\n        "quick"', BASE)
     base, plain = jobs("plain")
     run(base)
     run(plain)
-    edit(tiny, 'Base("plain", 2)', 'Base("plain", 3)')
+    edit(toy, 'Base("plain", 2)', 'Base("plain", 3)')
     base, plain = jobs("plain")
     assert (base.state(), plain.state()) == ("other", "other")
 
@@ -210,8 +210,8 @@ CONTROLS = (
 )
 
 
-def test_controls_measure_the_finished_model(tiny: Path) -> None:
-    edit(tiny, '    presets={\n        "quick"', CONTROLS)
+def test_controls_measure_the_finished_model(toy: Path) -> None:
+    edit(toy, '    presets={\n        "quick"', CONTROLS)
     plain, decay, cool, raw = jobs("plain", "decay", "cool", "raw")
     for job in (plain, decay, cool, raw):
         run(job)
@@ -226,7 +226,7 @@ def test_controls_measure_the_finished_model(tiny: Path) -> None:
         run(cool)
 
 
-def test_an_interrupted_fit_is_an_interruption_and_no_failure(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_fit_is_an_interruption_and_no_failure(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -238,7 +238,7 @@ def test_an_interrupted_fit_is_an_interruption_and_no_failure(tiny: Path, monkey
     assert not (job.folder / "error.txt").exists()
 
 
-def test_nothing_of_the_engine_stays_behind(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_the_engine_stays_behind(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainers: list[list[Callback]] = []
     original = Trainer.fit
 

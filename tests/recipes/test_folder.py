@@ -49,8 +49,8 @@ def test_a_claim_is_waited_for_and_ends_with_its_process(tmp_path: Path) -> None
     assert f"process {os.getpid()} " in (tmp_path / ".lock").read_text()
 
 
-def test_a_run_that_another_process_finished_meanwhile_is_not_run_again(tiny: Path) -> None:
-    (job,) = plan(["./tiny.py"], arms=["plain"], seeds=[0], out=Path("runs"))
+def test_a_run_that_another_process_finished_meanwhile_is_not_run_again(toy: Path) -> None:
+    (job,) = plan(["./toy.py"], arms=["plain"], seeds=[0], out=Path("runs"))
     assert run(job) == ""
     record = (job.folder / "record.json").stat().st_mtime_ns
     other = holder(job.folder)

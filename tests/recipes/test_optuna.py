@@ -38,7 +38,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 ]
                 task = TaskEntry("mse", times + job.seed, None, None, 8, "test")
                 cost = CostEntry(None, None, None, None, None, {}, 1)
-                record = RunRecord(job.arm, job.seed, "tiny", {}, [], task, entries, cost, {})
+                record = RunRecord(job.arm, job.seed, "toy", {}, [], task, entries, cost, {})
                 save_record(record, job.folder / "record.json")
                 (job.folder / "digest.txt").write_text(job.digest)
         return 0
@@ -49,11 +49,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def search(*more: str) -> int:
-    return main(["sweep", "./tiny.py", "--score", "sharp", *more])
+    return main(["sweep", "./toy.py", "--score", "sharp", *more])
 
 
 def test_the_front_is_found_and_every_trial_is_a_run(
-    tiny: Path, ran: list[str], capsys: pytest.CaptureFixture[str]
+    toy: Path, ran: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert search("--optuna", "12") == 0
     records = [record for _, record in find_records("runs")]
@@ -62,7 +62,7 @@ def test_the_front_is_found_and_every_trial_is_a_run(
     assert {record.seed for record in records} == {0, 1}
     printed = capsys.readouterr().out
     points = {
-        arm: times_of(job) for job in plan(["./tiny.py"], arms=sorted(arms), out=Path("runs")) for arm in [job.arm]
+        arm: times_of(job) for job in plan(["./toy.py"], arms=sorted(arms), out=Path("runs")) for arm in [job.arm]
     }
     # Loss t + 1/2 and score -|t - 2|: everything up to 2 is on the front, nothing far beyond.
     nearest = min(abs(times - 2) for times in points.values())
@@ -75,7 +75,7 @@ def test_the_front_is_found_and_every_trial_is_a_run(
 
 
 def test_a_study_goes_on_and_asks_again_for_what_was_killed(
-    tiny: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
+    toy: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert search("--optuna", "3") == 0
     before = list(ran)
@@ -92,9 +92,7 @@ def test_a_study_goes_on_and_asks_again_for_what_was_killed(
     assert search("--optuna", "4") == 0
     study = optuna.load_study(
         study_name=None,
-        storage=optuna.storages.JournalStorage(
-            optuna.storages.journal.JournalFileBackend("runs/tiny/quick/optuna.log")
-        ),
+        storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("runs/toy/quick/optuna.log")),
     )
     finished = [trial.user_attrs["run"] for trial in study.trials if trial.state.is_finished() and trial.values]
     assert len(finished) == 4 and finished[-1] == killed
@@ -105,13 +103,13 @@ def test_a_study_goes_on_and_asks_again_for_what_was_killed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["./tiny.py", "digits", "--optuna", "3"], "searches one recipe, got ./tiny.py, digits"),
-        (["./tiny.py", "--optuna", "3", "--arms", "plain,decay"], "no arm among plain, decay has a strength to choose"),
-        (["./tiny.py", "--optuna", "3", "--score", "sharpp"], "no run has a score 'sharpp'.*did you mean sharp"),
+        (["./toy.py", "digits", "--optuna", "3"], "searches one recipe, got ./toy.py, digits"),
+        (["./toy.py", "--optuna", "3", "--arms", "plain,decay"], "no arm among plain, decay has a strength to choose"),
+        (["./toy.py", "--optuna", "3", "--score", "sharpp"], "no run has a score 'sharpp'.*did you mean sharp"),
     ],
 )
 def test_what_is_wrong_is_said(
-    tiny: Path, ran: list[str], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    toy: Path, ran: list[str], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     import re
 
@@ -119,15 +117,15 @@ def test_what_is_wrong_is_said(
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_a_trial_without_its_score_is_no_trial(tiny: Path, ran: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", "./tiny.py", "--score", "kl", "--optuna", "2"]) == 1
+def test_a_trial_without_its_score_is_no_trial(toy: Path, ran: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "./toy.py", "--score", "kl", "--optuna", "2"]) == 1
     printed = capsys.readouterr().out
     assert "has no task loss or no kl: constant" in printed
     assert "No trial has both a task loss and the score." in printed
 
 
-def test_values_are_means_over_all_seeds(tiny: Path, ran: list[str]) -> None:
-    jobs = plan(["./tiny.py"], arms=["other-x4"], seeds=[0, 3], out=Path("runs"))
+def test_values_are_means_over_all_seeds(toy: Path, ran: list[str]) -> None:
+    jobs = plan(["./toy.py"], arms=["other-x4"], seeds=[0, 3], out=Path("runs"))
     _sweep.sweep(jobs, 1, Console())
     assert _values(jobs, "sharp", -1.0) == (5.5, 2.0)  # (4 + 7) / 2, |4 - 2|
     (jobs[0].folder / "digest.txt").unlink()
@@ -141,7 +139,7 @@ def test_a_score_is_turned_so_that_less_is_better(tmp_path: Path) -> None:
 
     task, cost = TaskEntry("mse", 1.0, None, None, 8, "test"), CostEntry(None, None, None, None, None, {}, 1)
     scores = [entry("down", "lower"), entry("up", "higher"), entry("neither", None)]
-    path = save_record(RunRecord("plain", 0, "tiny", {}, [], task, scores, cost, {}), tmp_path / "record.json")
+    path = save_record(RunRecord("plain", 0, "toy", {}, [], task, scores, cost, {}), tmp_path / "record.json")
     assert (_sign(path, "down"), _sign(path, "up")) == (1.0, -1.0)
     with pytest.raises(ValueError, match="'neither' with a better and a worse: .*There are: down, up"):
         _sign(path, "neither")

@@ -17,9 +17,9 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def with_base_and_controls(tiny: Path) -> None:
+def with_base_and_controls(toy: Path) -> None:
     edit(
-        tiny,
+        toy,
         '    presets={\n        "quick"',
         '    base=Base("plain", 2),\n'
         '    controls={"cool": Control("temperature", "plain", "decay"), "raw": Control("random-init", "plain")},\n'
@@ -28,7 +28,7 @@ def with_base_and_controls(tiny: Path) -> None:
 
 
 def one(arm: str, **options: object) -> Job:
-    jobs = plan(["./tiny.py"], arms=[arm], seeds=[0], out=OUT, **options)  # type: ignore[arg-type]
+    jobs = plan(["./toy.py"], arms=[arm], seeds=[0], out=OUT, **options)  # type: ignore[arg-type]
     return next(job for job in jobs if job.arm == arm)
 
 
@@ -49,36 +49,36 @@ def test_merge_of_classes() -> None:
     assert merge(below, {"model": {"class_path": "b.B"}}) == {"model": {"class_path": "b.B"}}
 
 
-def test_a_sweep_is_arms_by_seeds_in_their_folders(tiny: Path) -> None:
-    jobs = plan(["./tiny.py"], out=OUT)
+def test_a_sweep_is_arms_by_seeds_in_their_folders(toy: Path) -> None:
+    jobs = plan(["./toy.py"], out=OUT)
     assert [str(job.folder) for job in jobs] == [
-        f"runs/tiny/quick/{arm}/seed-{seed}" for seed in (0, 1) for arm in ("plain", "decay", "other")
+        f"runs/toy/quick/{arm}/seed-{seed}" for seed in (0, 1) for arm in ("plain", "decay", "other")
     ]
     assert len({job.digest for job in jobs}) == len(jobs)
 
 
-def test_layers_yaml_preset_arm(tiny: Path) -> None:
-    edit(tiny, '"decay": Arm(config={', '"decay": Arm(config={"trainer": {"max_steps": 5}, ')
+def test_layers_yaml_preset_arm(toy: Path) -> None:
+    edit(toy, '"decay": Arm(config={', '"decay": Arm(config={"trainer": {"max_steps": 5}, ')
     assert one("plain").config["trainer"]["max_steps"] == 4
     assert one("plain", preset="long").config["trainer"]["max_steps"] == 8
     assert one("decay", preset="long").config["trainer"]["max_steps"] == 5
-    assert one("decay").config["model"] == {"class_path": "tiny.Model", "init_args": {"decay": 0.5}}
+    assert one("decay").config["model"] == {"class_path": "toy.Model", "init_args": {"decay": 0.5}}
     assert [entry["class_path"] for entry in one("other").config["trainer"]["callbacks"]] == [
-        "tiny.InterpretabilityReport",
-        "tiny.Other",
+        "toy.InterpretabilityReport",
+        "toy.Other",
     ]
     assert [entry["class_path"] for entry in one("plain").config["trainer"]["callbacks"]] == [
-        "tiny.InterpretabilityReport"
+        "toy.InterpretabilityReport"
     ]
 
 
-def test_needs_come_first_and_are_added(tiny: Path) -> None:
-    with_base_and_controls(tiny)
-    jobs = plan(["./tiny.py"], seeds=[3], out=OUT)
+def test_needs_come_first_and_are_added(toy: Path) -> None:
+    with_base_and_controls(toy)
+    jobs = plan(["./toy.py"], seeds=[3], out=OUT)
     assert [job.arm for job in jobs] == ["base", "plain", "decay", "other", "cool", "raw"]
     for index, job in enumerate(jobs):
         assert set(job.needs) <= {before.folder for before in jobs[:index]}
-    asked = plan(["./tiny.py"], arms=["cool"], seeds=[3], out=OUT)
+    asked = plan(["./toy.py"], arms=["cool"], seeds=[3], out=OUT)
     assert [job.arm for job in asked] == ["base", "plain", "decay", "cool"]
     base = asked[0]
     assert base.config["trainer"]["max_steps"] == 2
@@ -88,76 +88,76 @@ def test_needs_come_first_and_are_added(tiny: Path) -> None:
     assert asked[3].digest == jobs[4].digest
 
 
-def test_a_preset_may_shorten_the_base(tiny: Path) -> None:
-    with_base_and_controls(tiny)
-    edit(tiny, "seeds=(0, 1), minutes=0.1", "seeds=(0, 1), base_steps=1")
-    assert plan(["./tiny.py"], out=OUT)[0].config["trainer"]["max_steps"] == 1
-    assert plan(["./tiny.py"], preset="long", out=OUT)[0].config["trainer"]["max_steps"] == 2
+def test_a_preset_may_shorten_the_base(toy: Path) -> None:
+    with_base_and_controls(toy)
+    edit(toy, "seeds=(0, 1), minutes=0.1", "seeds=(0, 1), base_steps=1")
+    assert plan(["./toy.py"], out=OUT)[0].config["trainer"]["max_steps"] == 1
+    assert plan(["./toy.py"], preset="long", out=OUT)[0].config["trainer"]["max_steps"] == 2
 
 
-def test_equal_digests_exactly_for_equal_runs(tiny: Path) -> None:
-    with_base_and_controls(tiny)
+def test_equal_digests_exactly_for_equal_runs(toy: Path) -> None:
+    with_base_and_controls(toy)
     before = {arm: one(arm).digest for arm in ("plain", "decay", "other", "cool")}
-    edit(tiny, '"""A tiny recipe."""', '"""Numbers: 1, 2, 3."""')
+    edit(toy, '"""A toy recipe."""', '"""Numbers: 1, 2, 3."""')
     assert {arm: one(arm).digest for arm in before} == before
     # One arm's setting: that arm is another run, and the control that is fitted to it.
-    edit(tiny, '{"decay": 0.5}', '{"decay": 0.6}')
+    edit(toy, '{"decay": 0.5}', '{"decay": 0.6}')
     changed = {arm for arm in before if one(arm).digest != before[arm]}
     assert changed == {"decay", "cool"}
     # The base changes everything that starts from it.
-    edit(tiny, 'Base("plain", 2)', 'Base("plain", 3)')
+    edit(toy, 'Base("plain", 2)', 'Base("plain", 3)')
     assert all(one(arm).digest != digest for arm, digest in before.items())
 
 
-def test_overrides_preset_and_code_are_part_of_the_digest(tiny: Path) -> None:
+def test_overrides_preset_and_code_are_part_of_the_digest(toy: Path) -> None:
     before = one("plain")
     assert one("plain", overrides=["--trainer.max_steps=2"]).digest != before.digest
     assert one("plain", preset="long").digest != before.digest
-    edit(tiny, "0.01", "0.02")
+    edit(toy, "0.01", "0.02")
     assert one("plain").digest != before.digest
 
 
-def test_wrong_names_are_answered_with_near_ones(tiny: Path) -> None:
+def test_wrong_names_are_answered_with_near_ones(toy: Path) -> None:
     with pytest.raises(ValueError, match=r"no arm 'plan': did you mean plain\? There are: plain, decay, other"):
-        plan(["./tiny.py"], arms=["plan"], out=OUT)
-    with pytest.raises(ValueError, match=r"recipe 'tiny' has no preset 'quik': did you mean quick\?"):
-        plan(["./tiny.py"], preset="quik", out=OUT)
+        plan(["./toy.py"], arms=["plan"], out=OUT)
+    with pytest.raises(ValueError, match=r"recipe 'toy' has no preset 'quik': did you mean quick\?"):
+        plan(["./toy.py"], preset="quik", out=OUT)
     with pytest.raises(ValueError, match="would share a folder"):
-        plan(["./tiny.py", "./tiny.py"], out=OUT)
+        plan(["./toy.py", "./toy.py"], out=OUT)
 
 
 @pytest.mark.parametrize("override", ["max_steps=3", "--trainer.max_steps", "3"])
-def test_overrides_have_one_form(tiny: Path, override: str) -> None:
+def test_overrides_have_one_form(toy: Path, override: str) -> None:
     with pytest.raises(ValueError, match="overrides are written --key=value"):
-        plan(["./tiny.py"], out=OUT, overrides=[override])
+        plan(["./toy.py"], out=OUT, overrides=[override])
 
 
-def test_a_recipe_without_a_report_is_refused(tiny: Path) -> None:
-    edit(tiny.with_suffix(".yaml"), "InterpretabilityReport", "Other")
+def test_a_recipe_without_a_report_is_refused(toy: Path) -> None:
+    edit(toy.with_suffix(".yaml"), "InterpretabilityReport", "Other")
     with pytest.raises(ValueError, match=r"must list InterpretabilityReport under trainer\.callbacks"):
-        plan(["./tiny.py"], out=OUT)
+        plan(["./toy.py"], out=OUT)
 
 
-def test_arms_of_several_recipes(tiny: Path) -> None:
-    jobs = plan(["digits", "./tiny.py"], arms=["decay", "proximal", "plain"], seeds=[0], out=OUT)
+def test_arms_of_several_recipes(toy: Path) -> None:
+    jobs = plan(["digits", "./toy.py"], arms=["decay", "proximal", "plain"], seeds=[0], out=OUT)
     assert [(job.recipe, job.arm) for job in jobs] == [
         ("digits", "plain"),
         ("digits", "proximal"),
-        ("tiny", "plain"),
-        ("tiny", "decay"),
+        ("toy", "plain"),
+        ("toy", "decay"),
     ]
 
 
-def test_a_base_is_trained_only_for_runs_that_are_open(tiny: Path) -> None:
-    with_base_and_controls(tiny)
-    jobs = plan(["./tiny.py"], arms=["cool"], seeds=[0], out=OUT)
+def test_a_base_is_trained_only_for_runs_that_are_open(toy: Path) -> None:
+    with_base_and_controls(toy)
+    jobs = plan(["./toy.py"], arms=["cool"], seeds=[0], out=OUT)
     assert unfinished(jobs) == jobs
 
     def finish(job: Job) -> None:
         job.folder.mkdir(parents=True)
         (job.folder / "digest.txt").write_text(job.digest)
         task = TaskEntry("mse", 1.0, None, None, None, "test")
-        record = RunRecord(job.arm, 0, "tiny", {}, [], task, [], CostEntry(None, None, None, None, None, {}, 1), {})
+        record = RunRecord(job.arm, 0, "toy", {}, [], task, [], CostEntry(None, None, None, None, None, {}, 1), {})
         save_record(record, job.folder / "record.json")
 
     base, plain, decay, cool = jobs

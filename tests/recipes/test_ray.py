@@ -25,10 +25,10 @@ def test_bases_come_before_arms_and_arms_before_controls() -> None:
 
 
 def test_without_ray_it_is_said_how_to_get_it(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert main(["sweep", "./tiny.py", "--ray"]) == 2
+    assert main(["sweep", "./toy.py", "--ray"]) == 2
     assert 'pip install "legibility[ray]"' in capsys.readouterr().err
 
 
@@ -42,22 +42,22 @@ def cluster() -> Iterator[Any]:
 
 @pytest.mark.slow
 def test_trials_leave_the_records_that_a_run_leaves(
-    tiny: Path, cluster: Any, capsys: pytest.CaptureFixture[str]
+    toy: Path, cluster: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = tiny.read_text().replace('{"decay": 0.5}', '{"fail": True}')
+    text = toy.read_text().replace('{"decay": 0.5}', '{"fail": True}')
     control = (
         '    controls={"raw": Control("random-init", "plain"), "no": Control("random-init", "decay")},\n    presets={'
     )
-    tiny.write_text(text.replace("    presets={", control))
-    jobs = plan(["./tiny.py"], seeds=[0], out=Path("runs"))
+    toy.write_text(text.replace("    presets={", control))
+    jobs = plan(["./toy.py"], seeds=[0], out=Path("runs"))
     assert ray_sweep(jobs, 2, Console()) == 1
     printed = capsys.readouterr().out
     assert "3 of 5 runs are finished." in printed
     assert "decay/seed-0: FloatingPointError: this arm always fails" in printed
     assert "no/seed-0: it was not run" in printed
     assert sorted(job.arm for job in jobs if job.state() == "finished") == ["other", "plain", "raw"]
-    assert ray_sweep(plan(["./tiny.py"], arms=["raw"], seeds=[0], out=Path("runs")), 2, Console()) == 0
-    (alone,) = plan(["./tiny.py"], arms=["other"], seeds=[0], out=Path("alone"))
+    assert ray_sweep(plan(["./toy.py"], arms=["raw"], seeds=[0], out=Path("runs")), 2, Console()) == 0
+    (alone,) = plan(["./toy.py"], arms=["other"], seeds=[0], out=Path("alone"))
     run(alone)
-    records = [json.loads(Path(out, "tiny/quick/other/seed-0/record.json").read_text()) for out in ("runs", "alone")]
+    records = [json.loads(Path(out, "toy/quick/other/seed-0/record.json").read_text()) for out in ("runs", "alone")]
     assert records[0] == records[1]

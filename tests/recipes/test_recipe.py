@@ -66,20 +66,20 @@ def test_every_shipped_recipe_is_found_and_names_itself() -> None:
         assert len(find(name).recipe.question.splitlines()) == 1
 
 
-def test_wrong_names_are_answered_with_near_ones(tiny: Path) -> None:
+def test_wrong_names_are_answered_with_near_ones(toy: Path) -> None:
     with pytest.raises(ValueError, match=r"no recipe 'digit': did you mean digits\? There are: .*digits"):
         find("digit")
     with pytest.raises(ValueError, match=r"no recipe at \./nothing\.py: no such file"):
         find("./nothing.py")
 
 
-def test_an_own_recipe_needs_its_yaml_and_its_own_name(tiny: Path) -> None:
-    other = tiny.with_name("other.py")
-    other.write_text(tiny.read_text())
+def test_an_own_recipe_needs_its_yaml_and_its_own_name(toy: Path) -> None:
+    other = toy.with_name("other.py")
+    other.write_text(toy.read_text())
     with pytest.raises(ValueError, match=r"needs its YAML beside it, other\.yaml"):
         find("./other.py")
     other.with_suffix(".yaml").write_text("[1]")
-    with pytest.raises(ValueError, match="RECIPE is 'tiny', but the module is 'other'"):
+    with pytest.raises(ValueError, match="RECIPE is 'toy', but the module is 'other'"):
         find("./other.py")
     other.write_text("x = 1\n")
     with pytest.raises(ValueError, match="no `RECIPE = Recipe"):
@@ -89,39 +89,39 @@ def test_an_own_recipe_needs_its_yaml_and_its_own_name(tiny: Path) -> None:
         find("./other.py")
 
 
-def test_a_recipe_that_needs_its_imports_is_imported(tiny: Path) -> None:
-    (tiny.parent / "counted.py").write_text(
+def test_a_recipe_that_needs_its_imports_is_imported(toy: Path) -> None:
+    (toy.parent / "counted.py").write_text(
         "import math\nfrom legibility.recipes import Arm, Preset, Recipe\n"
         "RECIPE = Recipe('counted', '?', {f'a{n}': Arm() for n in range(math.isqrt(9))}, "
         "{'quick': Preset((0,))}, baseline='a0')\n"
     )
-    (tiny.parent / "counted.yaml").write_text("{}")
+    (toy.parent / "counted.yaml").write_text("{}")
     try:
         assert list(find("./counted.py").recipe.arms) == ["a0", "a1", "a2"]
     finally:
         sys.modules.pop("counted", None)
 
 
-def test_code_is_what_runs_and_not_what_is_said_about_it(tiny: Path) -> None:
-    before = find("./tiny.py").code
-    text = tiny.read_text()
-    tiny.write_text(text.replace('"""A tiny recipe."""', '"""Another text."""\n# and a comment'))
-    assert find("./tiny.py").code == before
-    tiny.write_text(text.replace('"Does it run?"', '"Really?"'))
-    assert find("./tiny.py").code == before
-    tiny.write_text(text.replace("0.01", "0.02"))
-    assert find("./tiny.py").code != before
+def test_code_is_what_runs_and_not_what_is_said_about_it(toy: Path) -> None:
+    before = find("./toy.py").code
+    text = toy.read_text()
+    toy.write_text(text.replace('"""A toy recipe."""', '"""Another text."""\n# and a comment'))
+    assert find("./toy.py").code == before
+    toy.write_text(text.replace('"Does it run?"', '"Really?"'))
+    assert find("./toy.py").code == before
+    toy.write_text(text.replace("0.01", "0.02"))
+    assert find("./toy.py").code != before
 
 
-def test_cp_gives_the_copy_its_own_name_everywhere(tiny: Path) -> None:
-    module, config = copy_recipe("./tiny.py", "my_tiny.py")
-    assert "tiny.Model" not in config.read_text().replace("my_tiny.Model", "")
+def test_cp_gives_the_copy_its_own_name_everywhere(toy: Path) -> None:
+    module, config = copy_recipe("./toy.py", "my_tiny.py")
+    assert "toy.Model" not in config.read_text().replace("my_tiny.Model", "")
     copied = find(f"./{module}").recipe
     assert copied.name == "my_tiny"
     assert copied.arms["other"].callbacks[0]["class_path"] == "my_tiny.Other"
 
 
-def test_cp_of_a_shipped_recipe(tiny: Path) -> None:
+def test_cp_of_a_shipped_recipe(toy: Path) -> None:
     module, config = copy_recipe("digits")
     assert (module, config) == (Path("my_digits.py"), Path("my_digits.yaml"))
     read = yaml.safe_load(config.read_text())
@@ -130,12 +130,12 @@ def test_cp_of_a_shipped_recipe(tiny: Path) -> None:
     assert find("./my_digits.py").recipe.arms == find("digits").recipe.arms
 
 
-def test_cp_never_overwrites_and_takes_only_names_that_can_be_imported(tiny: Path) -> None:
-    copy_recipe("./tiny.py", "my_tiny")
+def test_cp_never_overwrites_and_takes_only_names_that_can_be_imported(toy: Path) -> None:
+    copy_recipe("./toy.py", "my_tiny")
     with pytest.raises(FileExistsError, match=r"my_tiny\.py and my_tiny\.yaml already there"):
-        copy_recipe("./tiny.py", "my_tiny.py")
+        copy_recipe("./toy.py", "my_tiny.py")
     with pytest.raises(ValueError, match="must end in a Python name"):
-        copy_recipe("./tiny.py", "my-tiny.py")
+        copy_recipe("./toy.py", "my-toy.py")
     with pytest.raises(ValueError, match="'torch' is already installed"):
-        copy_recipe("./tiny.py", "torch.py")
+        copy_recipe("./toy.py", "torch.py")
     assert not Path("torch.py").exists()

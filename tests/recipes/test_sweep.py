@@ -28,7 +28,7 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def sweep(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "legibility.recipes._cli", "sweep", "./tiny.py", *arguments]
+    command = [sys.executable, "-m", "legibility.recipes._cli", "sweep", "./toy.py", *arguments]
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
 
 
@@ -36,12 +36,12 @@ def records(folder: str = "runs") -> dict[str, Any]:
     return {str(path): json.loads(path.read_text()) for path in sorted(Path(folder).rglob("record.json"))}
 
 
-def test_a_sweep_goes_on_where_it_was_killed(tiny: Path) -> None:
+def test_a_sweep_goes_on_where_it_was_killed(toy: Path) -> None:
     whole = sweep("--jobs", "2", "--out", "whole")
     assert whole.returncode == 0, whole.stdout + whole.stderr
     assert len(records("whole")) == 6
     assert "[6/6]" in whole.stdout
-    assert "legibility compare whole/tiny/quick" in whole.stdout
+    assert "legibility compare whole/toy/quick" in whole.stdout
 
     # Two runs and a half: the process of the third dies in the middle.
     died = sweep("--jobs", "1", "--seeds", "1", TINY_DIE="other")
@@ -52,7 +52,7 @@ def test_a_sweep_goes_on_where_it_was_killed(tiny: Path) -> None:
 
     kept = sweep("--jobs", "1", "--seeds", "1")
     assert kept.returncode == 1
-    assert "left out: tiny/quick/other/seed-0  its process ended with exit code 9" in kept.stdout
+    assert "left out: toy/quick/other/seed-0  its process ended with exit code 9" in kept.stdout
     assert "--retry-failed" in kept.stdout
     assert "runs done" not in kept.stdout
 
@@ -69,41 +69,41 @@ def test_a_sweep_goes_on_where_it_was_killed(tiny: Path) -> None:
     assert "6 of 6 runs are finished already" in nothing.stdout
 
 
-def test_a_failing_arm_and_a_dying_process_do_not_stop_the_others(tiny: Path) -> None:
-    edit(tiny, '{"decay": 0.5}', '{"fail": True}')
-    edit(tiny, 'print("Other says", self.strength)', "os._exit(7)")
+def test_a_failing_arm_and_a_dying_process_do_not_stop_the_others(toy: Path) -> None:
+    edit(toy, '{"decay": 0.5}', '{"fail": True}')
+    edit(toy, 'print("Other says", self.strength)', "os._exit(7)")
     done = sweep("--jobs", "1", "--seeds", "0,4")
     assert done.returncode == 1
     assert [name.split("/")[3:5] for name in records()] == [["plain", "seed-0"], ["plain", "seed-4"]]
     assert "2 runs done" in done.stdout
     text = re.sub(r"\s+", " ", done.stdout)
-    assert "FAILED runs/tiny/quick/decay/seed-0: FloatingPointError: this arm always fails" in text
-    assert "see runs/tiny/quick/decay/seed-0/error.txt" in text
-    assert "FAILED runs/tiny/quick/other/seed-4: its process ended with exit code 7" in text
-    assert "this arm always fails" in Path("runs/tiny/quick/decay/seed-0/error.txt").read_text()
-    assert "exit code 7" in Path("runs/tiny/quick/other/seed-0/error.txt").read_text()
+    assert "FAILED runs/toy/quick/decay/seed-0: FloatingPointError: this arm always fails" in text
+    assert "see runs/toy/quick/decay/seed-0/error.txt" in text
+    assert "FAILED runs/toy/quick/other/seed-4: its process ended with exit code 7" in text
+    assert "this arm always fails" in Path("runs/toy/quick/decay/seed-0/error.txt").read_text()
+    assert "exit code 7" in Path("runs/toy/quick/other/seed-0/error.txt").read_text()
     # What failed is tried again by choice, or when it is no longer the same run.
-    edit(tiny, '{"fail": True}', '{"decay": 0.5}')
+    edit(toy, '{"fail": True}', '{"decay": 0.5}')
     again = sweep("--jobs", "1", "--seeds", "0,4")
     assert again.returncode == 1
     assert "2 of 6 runs are finished already" in again.stdout
     assert len(records()) == 4
-    assert not Path("runs/tiny/quick/decay/seed-0/error.txt").exists()
+    assert not Path("runs/toy/quick/decay/seed-0/error.txt").exists()
     assert [line.split()[2] for line in again.stdout.splitlines() if line.startswith("left out")] == [
-        f"tiny/quick/other/seed-{seed}" for seed in (0, 4)
+        f"toy/quick/other/seed-{seed}" for seed in (0, 4)
     ]
 
 
-def test_what_needs_a_failed_run_is_not_tried(tiny: Path) -> None:
+def test_what_needs_a_failed_run_is_not_tried(toy: Path) -> None:
     edit(
-        tiny,
+        toy,
         '    presets={\n        "quick"',
         '    base=Base("decay", 2),\n'
         '    controls={"raw": Control("random-init", "plain")},\n'
         '    presets={\n        "quick"',
     )
-    edit(tiny, '{"decay": 0.5}', '{"fail": True}')
-    jobs = plan(["./tiny.py"], arms=["plain", "raw"], seeds=[0], out=Path("runs"))
+    edit(toy, '{"decay": 0.5}', '{"fail": True}')
+    jobs = plan(["./toy.py"], arms=["plain", "raw"], seeds=[0], out=Path("runs"))
     heard: list[Event] = []
     failed = run_all(jobs, 2, lambda event: heard.append(event) if event else None)
     assert [job.arm for job in jobs] == ["base", "plain", "raw"]
@@ -114,12 +114,12 @@ def test_what_needs_a_failed_run_is_not_tried(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
-def test_what_is_finished_is_kept_and_workers_end(tiny: Path, asked: signal.Signals) -> None:
-    edit(tiny, 'print("Other says", self.strength)', "import time; time.sleep(600)")
-    command = [sys.executable, "-m", "legibility.recipes._cli", "sweep", "./tiny.py", "--jobs", "1", "--seeds", "1"]
+def test_what_is_finished_is_kept_and_workers_end(toy: Path, asked: signal.Signals) -> None:
+    edit(toy, 'print("Other says", self.strength)', "import time; time.sleep(600)")
+    command = [sys.executable, "-m", "legibility.recipes._cli", "sweep", "./toy.py", "--jobs", "1", "--seeds", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not (Path("runs/tiny/quick/other/seed-0/config.yaml").exists()) and time.monotonic() < deadline:
+    while not (Path("runs/toy/quick/other/seed-0/config.yaml").exists()) and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(0.5)
     if asked is signal.SIGINT:
@@ -136,8 +136,8 @@ def test_what_is_finished_is_kept_and_workers_end(tiny: Path, asked: signal.Sign
             time.sleep(0.1)
 
 
-def test_progress_of_a_run_is_heard(tiny: Path) -> None:
-    jobs: list[Job] = plan(["./tiny.py"], arms=["plain"], seeds=[0], out=Path("runs"))
+def test_progress_of_a_run_is_heard(toy: Path) -> None:
+    jobs: list[Job] = plan(["./toy.py"], arms=["plain"], seeds=[0], out=Path("runs"))
     heard: list[Event] = []
     assert run_all(jobs, 1, lambda event: heard.append(event) if event else None) == {}
     assert [event.kind for event in heard][:1] == ["started"]
@@ -146,8 +146,8 @@ def test_progress_of_a_run_is_heard(tiny: Path) -> None:
     assert cores() >= 1
 
 
-def test_the_live_line_says_what_runs_and_plain_lines_what_is_done(tiny: Path) -> None:
-    jobs = plan(["./tiny.py"], arms=["plain", "decay"], seeds=[0], out=Path("runs"))
+def test_the_live_line_says_what_runs_and_plain_lines_what_is_done(toy: Path) -> None:
+    jobs = plan(["./toy.py"], arms=["plain", "decay"], seeds=[0], out=Path("runs"))
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
         with _Screen(jobs, console) as screen:
@@ -160,18 +160,18 @@ def test_the_live_line_says_what_runs_and_plain_lines_what_is_done(tiny: Path) -
         assert shown == "plain/0 training 50%"
         assert screen.done == 1
         printed = console.file.getvalue()  # type: ignore[attr-defined]
-        assert "[1/2] tiny/quick/plain/seed-0  done in 3 s" in printed
-        assert "[2/2] tiny/quick/decay/seed-0  FAILED: ValueError: [no]" in printed
+        assert "[1/2] toy/quick/plain/seed-0  done in 3 s" in printed
+        assert "[2/2] toy/quick/decay/seed-0  FAILED: ValueError: [no]" in printed
         assert ("\x1b[" in printed) == terminal
 
 
-def test_two_sweeps_of_one_folder_share_the_runs(tiny: Path) -> None:
+def test_two_sweeps_of_one_folder_share_the_runs(toy: Path) -> None:
     edit(
-        tiny,
+        toy,
         "        group = trainer",
         '        print(self.arm, self.seed, file=open("fits.txt", "a"))\n        group = trainer',
     )
-    command = [sys.executable, "-m", "legibility.recipes._cli", "sweep", "./tiny.py", "--jobs", "1"]
+    command = [sys.executable, "-m", "legibility.recipes._cli", "sweep", "./toy.py", "--jobs", "1"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [process.communicate(timeout=200)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
@@ -180,21 +180,21 @@ def test_two_sweeps_of_one_folder_share_the_runs(tiny: Path) -> None:
     assert len(records()) == 6
 
 
-def test_a_sweep_killed_at_random_is_the_one_left_alone(tiny: Path) -> None:
+def test_a_sweep_killed_at_random_is_the_one_left_alone(toy: Path) -> None:
     program = Path(__file__).parents[2] / "benchmarks" / "sweep_killed.py"
-    edit(tiny, "        self.last = float(loss)", "        import time; time.sleep(0.2); self.last = float(loss)")
-    command = [sys.executable, str(program), "--kills", "2", "--", "./tiny.py", "--seeds", "2"]
+    edit(toy, "        self.last = float(loss)", "        import time; time.sleep(0.2); self.last = float(loss)")
+    command = [sys.executable, str(program), "--kills", "2", "--", "./toy.py", "--seeds", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "records 6 of 6, different: none, left over: none" in done.stdout
 
 
 def test_time_left_is_of_whole_runs_and_says_less_than_it_knows_before(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
     monkeypatch.setattr("legibility.recipes._sweep.time.monotonic", lambda: now[0])
-    jobs = plan(["./tiny.py"], seeds=[0, 1], out=Path("runs"))
+    jobs = plan(["./toy.py"], seeds=[0, 1], out=Path("runs"))
     screen = _Screen(jobs, Console(file=io.StringIO()))
     screen.hear(Event("started", jobs[0]))
     screen.hear(Event("started", jobs[1]))

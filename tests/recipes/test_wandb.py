@@ -78,14 +78,14 @@ def test_a_run_is_filed_by_recipe_arm_and_seed_and_holds_its_model(offline: Path
     assert len(list(job.folder.glob("wandb/offline-run-*"))) == 1
 
 
-def test_logging_to_wandb_is_the_same_run(tiny: Path) -> None:
-    (job,) = plan(["./tiny.py"], arms=["plain"], seeds=[0], out=Path("runs"))
+def test_logging_to_wandb_is_the_same_run(toy: Path) -> None:
+    (job,) = plan(["./toy.py"], arms=["plain"], seeds=[0], out=Path("runs"))
     run(job)
     assert replace(job, project="ours").state() == "finished"
 
 
 @pytest.mark.parametrize("when", ["start", "during"])
-def test_a_run_goes_on_without_a_broken_wandb(tiny: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+def test_a_run_goes_on_without_a_broken_wandb(toy: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     class Raising:
         offline, disabled = False, False
 
@@ -98,13 +98,13 @@ def test_a_run_goes_on_without_a_broken_wandb(tiny: Path, monkeypatch: pytest.Mo
         return Raising()
 
     monkeypatch.setattr(wandb, "init", init)
-    tiny.write_text(
-        tiny.read_text().replace(
+    toy.write_text(
+        toy.read_text().replace(
             "        self.last = float(loss)", "        self.log('loss', loss); self.last = float(loss)"
         )
     )
-    tiny.with_suffix(".yaml").write_text(tiny.with_suffix(".yaml").read_text() + "  log_every_n_steps: 1\n")
-    (job,) = plan(["./tiny.py"], arms=["plain"], seeds=[0], out=Path("runs"))
+    toy.with_suffix(".yaml").write_text(toy.with_suffix(".yaml").read_text() + "  log_every_n_steps: 1\n")
+    (job,) = plan(["./toy.py"], arms=["plain"], seeds=[0], out=Path("runs"))
     note = run(replace(job, project="ours"))
     assert note.startswith("Weights & Biases failed: " + ("UsageError: not" if when == "start" else "ConnectionError"))
     assert job.state() == "finished"
@@ -154,7 +154,7 @@ def test_a_run_names_the_model_that_it_starts_from(tmp_path: Path) -> None:
     assert kinds == ["base", "arm", "arm", "control"]
 
 
-def test_a_sweep_for_agents_says_what_they_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_for_agents_says_what_they_run(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = plan(
         ["stdlib_lm"],
         arms=["plain", "temperature-0.3"],
@@ -179,34 +179,34 @@ def test_a_sweep_for_agents_says_what_they_run(tiny: Path, monkeypatch: pytest.M
         return "me/ours/x1"
 
     monkeypatch.setattr(wandb, "sweep", register)
-    assert main(["sweep", "./tiny.py", "digits", "--seeds", "2", "--wandb-sweep", "ours"]) == 0
+    assert main(["sweep", "./toy.py", "digits", "--seeds", "2", "--wandb-sweep", "ours"]) == 0
     assert [project for _, project in registered] == ["ours", "ours"]
-    written = yaml.safe_load(Path("runs/tiny/quick/wandb-sweep.yaml").read_text())
+    written = yaml.safe_load(Path("runs/toy/quick/wandb-sweep.yaml").read_text())
     assert written == registered[0][0]
-    assert written["command"][3] == "./tiny.py" and written["parameters"]["seed"] == {"values": [0, 1]}
+    assert written["command"][3] == "./toy.py" and written["parameters"]["seed"] == {"values": [0, 1]}
     assert not list(Path("runs").rglob("record.json")), "registering runs nothing"
 
 
 def test_a_sweep_that_is_not_registered_is_on_disk(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: Any, **__: Any) -> str:
         raise wandb.errors.UsageError("No API key configured")
 
     monkeypatch.setattr(wandb, "sweep", refuse)
-    jobs = plan(["./tiny.py"], out=Path("runs"))
+    jobs = plan(["./toy.py"], out=Path("runs"))
     assert offer_sweeps(jobs, "ours", Console()) == 1
-    assert Path("runs/tiny/quick/wandb-sweep.yaml").is_file()
-    assert "wandb sweep --project ours runs/tiny/quick/wandb-sweep.yaml" in capsys.readouterr().err
+    assert Path("runs/toy/quick/wandb-sweep.yaml").is_file()
+    assert "wandb sweep --project ours runs/toy/quick/wandb-sweep.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_an_agents_command_is_one_run_of_the_sweep(tiny: Path, offline: Path) -> None:
-    text = tiny.read_text().replace(
+def test_an_agents_command_is_one_run_of_the_sweep(toy: Path, offline: Path) -> None:
+    text = toy.read_text().replace(
         '    presets={\n        "quick"', '    base=Base("plain", 2),\n    presets={\n        "quick"'
     )
-    tiny.write_text(text)
-    config = sweep_config(plan(["./tiny.py"], out=Path("runs")), "ours")
+    toy.write_text(text)
+    config = sweep_config(plan(["./toy.py"], out=Path("runs")), "ours")
     # As `wandb agent` does it.
     (offline / "sweep.yaml").write_text("wandb_version: 1\narm:\n  value: decay\nseed:\n  value: 1\n")
     told = {"WANDB_SWEEP_ID": "s1", "WANDB_RUN_ID": "r1", "WANDB_SWEEP_PARAM_PATH": str(offline / "sweep.yaml")}
@@ -215,8 +215,8 @@ def test_an_agents_command_is_one_run_of_the_sweep(tiny: Path, offline: Path) ->
     command = [sys.executable, "-m", "legibility.recipes._cli", *filled]
     done = subprocess.run(command, env=os.environ | told, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert Path("runs/tiny/quick/decay/seed-1/record.json").is_file()
-    assert Path("runs/tiny/quick/base/seed-1/last.ckpt").is_file()
+    assert Path("runs/toy/quick/decay/seed-1/record.json").is_file()
+    assert Path("runs/toy/quick/base/seed-1/last.ckpt").is_file()
     assert [path.name for path in Path("runs").rglob("run-*.wandb")] == ["run-r1.wandb"], (
         "what it needs is no run of it"
     )

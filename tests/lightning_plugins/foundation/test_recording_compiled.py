@@ -138,6 +138,7 @@ class Counted:
         return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="before torch 2.7, dynamo breaks the graph at a tap's tuple")
 @pytest.mark.parametrize("how", ["part", "wrapped", "in place", "whole"])
 def test_no_graph_break_and_no_recompilation(pl: Any, trainer: Callable[..., Any], how: str) -> None:
     found: dict[str, list[tuple[int, int]]] = {}
