@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from legibility.scores._decisions import imitate_decisions, steps_of_decisions
-from legibility.scores._distribution import imitate_distribution
-from legibility.scores._families import Training, block_edges, family_names, isolated, steps_of
-from legibility.scores._queries import Queries
+from legibility.scores.imitation._decisions import imitate_decisions, steps_of_decisions
+from legibility.scores.imitation._distribution import imitate_distribution
+from legibility.scores.imitation._families import Training, block_edges, family_names, isolated, steps_of
+from legibility.scores.imitation._queries import Queries
 from legibility.students import Student
 
 PROTOCOL = "held-out-imitation/1"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from legibility.scores._queries import Queries
+from legibility.scores.imitation._queries import Queries
 from legibility.students import Prediction, Signature, Student
 
 EVALUATION_BATCH = 128

@@ -10,8 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from legibility.scores._held_out import FamilyImitation, held_out_imitation, held_out_twin
-from legibility.scores._queries import Queries
+from legibility.scores.imitation._held_out import FamilyImitation, held_out_imitation, held_out_twin
+from legibility.scores.imitation._queries import Queries
 from legibility.students import Student
 
 _SCORES = ("kl", "relative_kl", "disagreement", "code_length", "saving", "adjusted_saving")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from legibility.scores._code_length import code_length_saving, kt_code_length, prediction_code_length
-from legibility.scores._families import Imitator, Training, steps_of
-from legibility.scores._queries import Queries
-from legibility.scores._temperature import match_temperature
+from legibility.scores.imitation._code_length import code_length_saving, kt_code_length, prediction_code_length
+from legibility.scores.imitation._families import Imitator, Training, steps_of
+from legibility.scores.imitation._queries import Queries
+from legibility.scores.imitation._temperature import match_temperature
 from legibility.students import Prediction, Student, read_signature
 
 
