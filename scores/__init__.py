@@ -19,6 +19,8 @@ from legibility.scores.imitation._temperature import match_temperature as match_
 from legibility.scores.imitation._variance_unexplained import (
     FractionOfVarianceUnexplained as FractionOfVarianceUnexplained,
 )
+from legibility.scores.weights._canonical import Canonical as Canonical
+from legibility.scores.weights._canonical import canonicalise as canonicalise
 from legibility.scores.weights._sparsity import SparsityOfWeights as SparsityOfWeights
 from legibility.scores.weights._sparsity import WeightSparsity as WeightSparsity
 from legibility.scores.weights._sparsity import gini as gini
@@ -26,6 +28,7 @@ from legibility.scores.weights._sparsity import weight_sparsity as weight_sparsi
 
 __all__ = [
     "PROTOCOL",
+    "Canonical",
     "FamilyImitation",
     "FractionOfVarianceUnexplained",
     "HeldOutImitation",
@@ -34,6 +37,7 @@ __all__ = [
     "SparsityOfWeights",
     "WeightSparsity",
     "activation_rms",
+    "canonicalise",
     "code_length_saving",
     "effective_rank",
     "gini",
