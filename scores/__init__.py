@@ -4,6 +4,10 @@ from legibility.scores._dimension import activation_rms as activation_rms
 from legibility.scores._dimension import effective_rank as effective_rank
 from legibility.scores._dimension import live_units as live_units
 from legibility.scores._dimension import participation_ratio as participation_ratio
+from legibility.scores.circuits._circuit import CIRCUIT_PROTOCOL as CIRCUIT_PROTOCOL
+from legibility.scores.circuits._circuit import Circuit as Circuit
+from legibility.scores.circuits._circuit import faithful_circuit as faithful_circuit
+from legibility.scores.circuits._circuit_metric import FaithfulCircuit as FaithfulCircuit
 from legibility.scores.imitation._code_length import code_length_saving as code_length_saving
 from legibility.scores.imitation._code_length import kt_code_length as kt_code_length
 from legibility.scores.imitation._code_length import prediction_code_length as prediction_code_length
@@ -27,8 +31,11 @@ from legibility.scores.weights._sparsity import gini as gini
 from legibility.scores.weights._sparsity import weight_sparsity as weight_sparsity
 
 __all__ = [
+    "CIRCUIT_PROTOCOL",
     "PROTOCOL",
     "Canonical",
+    "Circuit",
+    "FaithfulCircuit",
     "FamilyImitation",
     "FractionOfVarianceUnexplained",
     "HeldOutImitation",
@@ -40,6 +47,7 @@ __all__ = [
     "canonicalise",
     "code_length_saving",
     "effective_rank",
+    "faithful_circuit",
     "gini",
     "held_out_imitation",
     "held_out_twin",

@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,9 +127,8 @@ class _Values:
 
     def of(self, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
         if id(layer) not in self._kept:
-            bias = layer.bias
-            exact = None if bias is None else bias.detach().double()  # type: ignore[operator]
-            self._kept[id(layer)] = (layer, layer.weight.detach().double().clone(), exact)  # type: ignore[operator]
+            bias = None if layer.bias is None else _exact(layer, "bias")
+            self._kept[id(layer)] = (layer, _exact(layer, "weight"), bias)
         return self._kept[id(layer)][1:]
 
     def set(self, layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
@@ -136,14 +136,13 @@ class _Values:
 
     @torch.no_grad()
     def write(self) -> None:
+        layer: Any
         for layer, weight, bias in self._kept.values():
-            old: Tensor = layer.weight  # type: ignore[assignment]
-            old.copy_(weight)
-            if bias is not None:
-                if layer.bias is None:  # a folded norm brought one
-                    layer.bias = nn.Parameter(bias.to(old))
-                else:
-                    layer.bias.copy_(bias)  # type: ignore[operator]
+            layer.weight.copy_(weight)
+            if bias is not None and layer.bias is None:  # a folded norm brought one
+                layer.bias = nn.Parameter(bias.to(layer.weight))
+            elif bias is not None:
+                layer.bias.copy_(bias)
 
 
 def _fold_norms(chain: list[Step], values: _Values) -> Iterator[str]:
@@ -153,12 +152,12 @@ def _fold_norms(chain: list[Step], values: _Values) -> Iterator[str]:
             norm, layer = second.module, first.module
             assert norm is not None and layer is not None
             weight, bias = values.of(layer)
-            mean, variance = norm.running_mean.double(), norm.running_var.double()  # type: ignore[operator, union-attr]
-            gain = torch.ones_like(mean) if norm.weight is None else norm.weight.detach().double()  # type: ignore[operator]
-            shift = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().double()  # type: ignore[operator]
+            mean, variance = _exact(norm, "running_mean"), _exact(norm, "running_var")
+            gain = torch.ones_like(mean) if norm.weight is None else _exact(norm, "weight")
+            shift = torch.zeros_like(mean) if norm.bias is None else _exact(norm, "bias")
             if len(mean) != len(weight):
                 continue
-            scale = gain / (variance + norm.eps).sqrt()  # type: ignore[operator]
+            scale = gain / (variance + float(norm.eps)).sqrt()  # type: ignore[arg-type]
             before = torch.zeros_like(mean) if bias is None else bias
             values.set(layer, weight * _rows(scale, weight), (before - mean) * scale + shift)
             chain[index + 1] = Step("homogeneous", second.name, nn.Identity(), _same)
@@ -168,18 +167,23 @@ def _fold_norms(chain: list[Step], values: _Values) -> Iterator[str]:
             norm, layer = first.module, second.module
             assert norm is not None
             weight, bias = values.of(layer)
-            gain = norm.weight.detach().double()  # type: ignore[operator, union-attr]
+            gain = _exact(norm, "weight")
             if gain.shape != weight.shape[1:]:
                 continue
-            shift = getattr(norm, "bias", None)
-            if shift is not None:
-                bias = (0.0 if bias is None else bias) + weight @ shift.detach().double()
+            learnt_shift = getattr(norm, "bias", None)
+            if learnt_shift is not None:
+                bias = (0.0 if bias is None else bias) + weight @ _exact(norm, "bias")
             values.set(layer, weight * gain, bias)
             with torch.no_grad():
                 norm.weight.fill_(1.0)  # type: ignore[operator]
-                if shift is not None:
-                    shift.zero_()
+                if learnt_shift is not None:
+                    learnt_shift.zero_()
             yield first.name
+
+
+def _exact(module: nn.Module, name: str) -> Tensor:
+    tensor: Tensor = getattr(module, name)
+    return tensor.detach().to(torch.float64, copy=True)
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -187,13 +191,13 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _neutralise(norm: nn.Module) -> None:
-    norm.running_mean.zero_()  # type: ignore[operator, union-attr]
-    norm.running_var.fill_(1.0)  # type: ignore[operator]
+def _neutralise(norm: Any) -> None:
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1.0)
     norm.eps = 0.0
     if norm.weight is not None:
-        norm.weight.fill_(1.0)  # type: ignore[operator]
-        norm.bias.zero_()  # type: ignore[operator, union-attr]
+        norm.weight.fill_(1.0)
+        norm.bias.zero_()
 
 
 def _rows(vector: Tensor, weight: Tensor) -> Tensor:

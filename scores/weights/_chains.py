@@ -16,9 +16,27 @@ Kind = Literal["linear", "homogeneous", "elementwise", "pool", "flatten", "batch
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # act(s x) = s act(x) for s > 0, unit by unit.
 _HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_ELEMENTWISE = (nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.SELU, nn.CELU, nn.Softplus, nn.Mish, nn.Hardswish)
+_ELEMENTWISE: tuple[type[nn.Module], ...] = (
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.GELU,
+    nn.SiLU,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.Softplus,
+    nn.Mish,
+    nn.Hardswish,
+)
 _ELEMENTWISE += (nn.ReLU6, nn.Hardtanh, nn.Hardsigmoid, nn.Softsign)
-_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_POOLS: tuple[type[nn.Module], ...] = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+)
 _POOLS += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _POOLS += (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -77,7 +95,7 @@ def chains(model: nn.Module) -> tuple[list[list[Step]], str]:
     usable = _unshared(model)
     try:
         graph = fx.Tracer().trace(model)
-    except Exception:  # whatever the model's own code raises when it meets a symbolic tensor
+    except Exception:  # noqa: BLE001 - whatever the model's own code raises when it meets a symbolic tensor
         return list(_sequentials(model, usable)), "nn.Sequential, for the model can't be traced"
     return list(_runs(graph, dict(model.named_modules()), usable)), "traced"
 
@@ -183,11 +201,12 @@ def _step_of_node(
         return step_of(name, modules[name], usable if calls[name] == 1 else frozenset())
     if node.op == "call_function" and node.target in _FUNCTIONS:
         kind = _FUNCTIONS[node.target]
+        function: Any = node.target
         apply = None
         if node.target is functional.dropout:
             apply = _itself
         elif kind != "pool":
-            apply = functools.partial(_call, node.target, tuple(node.args[1:]), dict(node.kwargs))
+            apply = functools.partial(_call, function, tuple(node.args[1:]), dict(node.kwargs))
         return Step(kind, node.name, apply=apply)
     if node.op == "call_method" and name in _METHODS:
         return Step(_METHODS[name], node.name, apply=functools.partial(_call, getattr(torch, name), (), {}))
@@ -208,6 +227,6 @@ def _flattens(node: fx.Node) -> bool:
     rest = tuple(node.args[1:])
     if (node.op, node.target) in (("call_function", torch.flatten), ("call_method", "flatten")):
         start = node.kwargs.get("start_dim", rest[0] if rest else 0)
-        return start == 1 and len(rest) < 2 and "end_dim" not in node.kwargs
+        return bool(start == 1) and len(rest) < 2 and "end_dim" not in node.kwargs
     # x.view(len(x), -1)
-    return node.op == "call_method" and node.target in ("view", "reshape") and len(rest) == 2 and rest[1] == -1
+    return node.op == "call_method" and node.target in ("view", "reshape") and len(rest) == 2 and bool(rest[1] == -1)

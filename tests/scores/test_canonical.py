@@ -1,6 +1,7 @@
 """Canonical weights: the function stays, and what doesn't change the function goes."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -9,16 +10,16 @@ from torch import Tensor, nn
 from legibility.scores import canonicalise
 
 
-def mlp(seed: int = 0) -> nn.Sequential:
+def mlp(seed: int = 0) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.LeakyReLU(), nn.Linear(12, 3))
 
 
-def conv() -> nn.Sequential:
+def conv() -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(
+        model: Any = nn.Sequential(
             nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.5),
             nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3),
         )  # fmt: skip
@@ -27,7 +28,7 @@ def conv() -> nn.Sequential:
 
 
 @torch.no_grad()
-def rescaled(model: nn.Sequential, joints: list[tuple[int, int]], spread: float = 2.0) -> nn.Sequential:
+def rescaled(model: Any, joints: list[tuple[int, int]], spread: float = 2.0) -> Any:
     """The same function: units of one layer scaled up, the next layer's columns down."""
     twin = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
@@ -131,7 +132,7 @@ def test_death_spreads_backwards() -> None:
 
 
 def test_a_constant_doesnt_cross_padding() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1))
+    model: Any = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1))
     with torch.no_grad():
         model[0].weight[1] = 0.0
         model[0].bias[1] = 1.0  # 1 inside, 0 in the padding: no constant to the next layer
@@ -144,7 +145,7 @@ def test_a_constant_doesnt_cross_padding() -> None:
 
 @pytest.mark.parametrize("act", [nn.Tanh(), nn.GELU(), nn.Sigmoid()])
 def test_other_activations_arent_rescaled_but_dead_units_go(act: nn.Module) -> None:
-    model = nn.Sequential(nn.Linear(3, 5), act, nn.Linear(5, 2))
+    model: Any = nn.Sequential(nn.Linear(3, 5), act, nn.Linear(5, 2))
     with torch.no_grad():
         model[0].weight[1] = 0.0
     found = canonicalise(model)
