@@ -11,14 +11,24 @@ from legibility.scores.circuits._circuit_metric import FaithfulCircuit as Faithf
 from legibility.scores.imitation._code_length import code_length_saving as code_length_saving
 from legibility.scores.imitation._code_length import kt_code_length as kt_code_length
 from legibility.scores.imitation._code_length import prediction_code_length as prediction_code_length
-from legibility.scores.imitation._held_out import PROTOCOL as PROTOCOL
-from legibility.scores.imitation._held_out import FamilyImitation as FamilyImitation
+from legibility.scores.imitation._estimators import Estimator as Estimator
+from legibility.scores.imitation._estimators import ForestEstimator as ForestEstimator
+from legibility.scores.imitation._estimators import KernelEstimator as KernelEstimator
+from legibility.scores.imitation._estimators import NearestEstimator as NearestEstimator
+from legibility.scores.imitation._estimators import TreeEstimator as TreeEstimator
+from legibility.scores.imitation._estimators import default_estimators as default_estimators
+from legibility.scores.imitation._family_imitation import PROTOCOL as PROTOCOL
+from legibility.scores.imitation._family_imitation import FamilyImitation as FamilyImitation
 from legibility.scores.imitation._held_out import held_out_imitation as held_out_imitation
 from legibility.scores.imitation._held_out import held_out_twin as held_out_twin
 from legibility.scores.imitation._held_out_metric import HeldOutImitation as HeldOutImitation
 from legibility.scores.imitation._patch_through import PatchThroughKL as PatchThroughKL
 from legibility.scores.imitation._patch_through import patch_through_kl as patch_through_kl
 from legibility.scores.imitation._queries import Queries as Queries
+from legibility.scores.imitation._saving import ImitationSaving as ImitationSaving
+from legibility.scores.imitation._saving import imitation_saving as imitation_saving
+from legibility.scores.imitation._saving import regression_queries as regression_queries
+from legibility.scores.imitation._saving import transfer_ratio as transfer_ratio
 from legibility.scores.imitation._temperature import match_temperature as match_temperature
 from legibility.scores.imitation._variance_unexplained import (
     FractionOfVarianceUnexplained as FractionOfVarianceUnexplained,
@@ -35,27 +45,37 @@ __all__ = [
     "PROTOCOL",
     "Canonical",
     "Circuit",
+    "Estimator",
     "FaithfulCircuit",
     "FamilyImitation",
+    "ForestEstimator",
     "FractionOfVarianceUnexplained",
     "HeldOutImitation",
+    "ImitationSaving",
+    "KernelEstimator",
+    "NearestEstimator",
     "PatchThroughKL",
     "Queries",
     "SparsityOfWeights",
+    "TreeEstimator",
     "WeightSparsity",
     "activation_rms",
     "canonicalise",
     "code_length_saving",
+    "default_estimators",
     "effective_rank",
     "faithful_circuit",
     "gini",
     "held_out_imitation",
     "held_out_twin",
+    "imitation_saving",
     "kt_code_length",
     "live_units",
     "match_temperature",
     "participation_ratio",
     "patch_through_kl",
     "prediction_code_length",
+    "regression_queries",
+    "transfer_ratio",
     "weight_sparsity",
 ]
