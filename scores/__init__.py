@@ -11,6 +11,9 @@ from legibility.scores.circuits._circuit_metric import FaithfulCircuit as Faithf
 from legibility.scores.imitation._code_length import code_length_saving as code_length_saving
 from legibility.scores.imitation._code_length import kt_code_length as kt_code_length
 from legibility.scores.imitation._code_length import prediction_code_length as prediction_code_length
+from legibility.scores.imitation._errors import ErrorPredictability as ErrorPredictability
+from legibility.scores.imitation._errors import error_agreement as error_agreement
+from legibility.scores.imitation._errors_metric import ErrorAgreement as ErrorAgreement
 from legibility.scores.imitation._estimators import Estimator as Estimator
 from legibility.scores.imitation._estimators import ForestEstimator as ForestEstimator
 from legibility.scores.imitation._estimators import KernelEstimator as KernelEstimator
@@ -33,6 +36,7 @@ from legibility.scores.imitation._temperature import match_temperature as match_
 from legibility.scores.imitation._variance_unexplained import (
     FractionOfVarianceUnexplained as FractionOfVarianceUnexplained,
 )
+from legibility.scores.imitation._watching import error_predictability as error_predictability
 from legibility.scores.weights._canonical import Canonical as Canonical
 from legibility.scores.weights._canonical import canonicalise as canonicalise
 from legibility.scores.weights._sparsity import SparsityOfWeights as SparsityOfWeights
@@ -45,6 +49,8 @@ __all__ = [
     "PROTOCOL",
     "Canonical",
     "Circuit",
+    "ErrorAgreement",
+    "ErrorPredictability",
     "Estimator",
     "FaithfulCircuit",
     "FamilyImitation",
@@ -64,6 +70,8 @@ __all__ = [
     "code_length_saving",
     "default_estimators",
     "effective_rank",
+    "error_agreement",
+    "error_predictability",
     "faithful_circuit",
     "gini",
     "held_out_imitation",

@@ -116,7 +116,7 @@ def test_a_constant_model_scores_nan(kind: str) -> None:
 def test_twin_is_the_same_protocol_on_labels() -> None:
     inputs, logits = features()
     labels = (logits + torch.randn(256, 4, generator=torch.Generator().manual_seed(1)) * 3).argmax(-1)
-    families = [*FAST, LinearStudent()]
+    families: list[Estimator | LinearStudent] = [*FAST, LinearStudent()]
     queries = Queries(inputs, logits, labels)
     twin = held_out_twin(queries, families, passes=1)
     assert list(twin) == ["forest", "nearest", "kernel", "tree", "linear"]
@@ -220,7 +220,7 @@ def test_saving_over_families_by_hand() -> None:
     found = imitation_saving(
         {name: family(name, s, s - 0.5) for name, s in zip("abcd", (0.1, 0.4, 0.8, 0.6), strict=True)}
     )
-    assert (found.median, found.best, found.plain_best, found.families) == (0.0, pytest.approx(0.3), 0.8, 4)
+    assert (found.median, found.plain_best, found.families) == (0.0, 0.8, 4) and found.best == pytest.approx(0.3)
     plain = imitation_saving({name: family(name, 0.3) for name in "abc"})
     assert (plain.median, plain.adjusted) == (0.3, False)
     few = imitation_saving({"a": family("a", 0.3), "b": family("b", 0.3), "c": family("c", math.nan)})
