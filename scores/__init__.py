@@ -33,22 +33,39 @@ from legibility.scores.imitation._saving import imitation_saving as imitation_sa
 from legibility.scores.imitation._saving import regression_queries as regression_queries
 from legibility.scores.imitation._saving import transfer_ratio as transfer_ratio
 from legibility.scores.imitation._temperature import match_temperature as match_temperature
+from legibility.scores.imitation._tree_path import TreePath as TreePath
+from legibility.scores.imitation._tree_path import tree_path_length as tree_path_length
 from legibility.scores.imitation._variance_unexplained import (
     FractionOfVarianceUnexplained as FractionOfVarianceUnexplained,
 )
 from legibility.scores.imitation._watching import error_predictability as error_predictability
 from legibility.scores.weights._canonical import Canonical as Canonical
 from legibility.scores.weights._canonical import canonicalise as canonicalise
+from legibility.scores.weights._compressed import COMPRESSION_PROTOCOL as COMPRESSION_PROTOCOL
+from legibility.scores.weights._compressed import CompressedSize as CompressedSize
+from legibility.scores.weights._compressed import compressed_size as compressed_size
+from legibility.scores.weights._compressed_metric import CompressedSizeOfModel as CompressedSizeOfModel
+from legibility.scores.weights._modularity import Modularity as Modularity
+from legibility.scores.weights._modularity import modularity as modularity
+from legibility.scores.weights._modularity import normalised_cut as normalised_cut
+from legibility.scores.weights._modularity import relative_modularity as relative_modularity
 from legibility.scores.weights._sparsity import SparsityOfWeights as SparsityOfWeights
 from legibility.scores.weights._sparsity import WeightSparsity as WeightSparsity
 from legibility.scores.weights._sparsity import gini as gini
 from legibility.scores.weights._sparsity import weight_sparsity as weight_sparsity
+from legibility.scores.weights._spread import activation_l0 as activation_l0
+from legibility.scores.weights._spread import hoyer as hoyer
+from legibility.scores.weights._wiring import WiringCost as WiringCost
+from legibility.scores.weights._wiring import wiring_cost as wiring_cost
 
 __all__ = [
     "CIRCUIT_PROTOCOL",
+    "COMPRESSION_PROTOCOL",
     "PROTOCOL",
     "Canonical",
     "Circuit",
+    "CompressedSize",
+    "CompressedSizeOfModel",
     "ErrorAgreement",
     "ErrorPredictability",
     "Estimator",
@@ -59,15 +76,20 @@ __all__ = [
     "HeldOutImitation",
     "ImitationSaving",
     "KernelEstimator",
+    "Modularity",
     "NearestEstimator",
     "PatchThroughKL",
     "Queries",
     "SparsityOfWeights",
     "TreeEstimator",
+    "TreePath",
     "WeightSparsity",
+    "WiringCost",
+    "activation_l0",
     "activation_rms",
     "canonicalise",
     "code_length_saving",
+    "compressed_size",
     "default_estimators",
     "effective_rank",
     "error_agreement",
@@ -76,14 +98,20 @@ __all__ = [
     "gini",
     "held_out_imitation",
     "held_out_twin",
+    "hoyer",
     "imitation_saving",
     "kt_code_length",
     "live_units",
     "match_temperature",
+    "modularity",
+    "normalised_cut",
     "participation_ratio",
     "patch_through_kl",
     "prediction_code_length",
     "regression_queries",
+    "relative_modularity",
     "transfer_ratio",
+    "tree_path_length",
     "weight_sparsity",
+    "wiring_cost",
 ]

@@ -108,7 +108,7 @@ def held_out_imitation(
     first, positions = edges[-2], int(queries.counted.sum())
     if not bool(queries.counted[:first].any()) or not bool(queries.counted[first:].any()):
         raise ValueError(f"`mask` must leave positions both before and after query {first}: the rest is learnt from.")
-    constant = _why_constant(queries)
+    constant = why_constant(queries)
     if constant is not None:
         reasons = dict.fromkeys(_SCORES + tuple(f"fvu/{tap}" for tap in queries.taps), constant)
         fvu = dict.fromkeys(queries.taps, math.nan)
@@ -272,7 +272,8 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else math.nan
 
 
-def _why_constant(queries: Queries) -> str | None:
+def why_constant(queries: Queries) -> str | None:
+    """Why there is nothing to learn from these answers; None if there is."""
     top = queries.logits.argmax(-1)[queries.counted]
     if bool((top == top[0]).all()):
         return "the primary is constant: its top-1 never changes"

@@ -23,7 +23,8 @@ class Canonical:
         model: a copy with the canonical weights, of the same shapes and dtype: dropped units are zeros there.
         weights: the weights of every linear and convolutional layer by name, float64, without the rows and columns of
             dropped units.
-        rescaled: pairs of layers between which units were balanced.
+        joined: pairs of layers of which the second reads the units of the first, and nothing else does.
+        rescaled: those between which units were balanced.
         folded: norm layers whose statistics or gains went into a neighbour.
         dropped: units that had no influence on the output, by the layer that made them.
         skipped: layers that were left as they are, and why.
@@ -32,6 +33,7 @@ class Canonical:
 
     model: nn.Module
     weights: Mapping[str, Tensor]
+    joined: tuple[tuple[str, str], ...] = ()
     rescaled: tuple[tuple[str, str], ...] = ()
     folded: tuple[str, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -111,6 +113,7 @@ def canonicalise(model: nn.Module) -> Canonical:
     return Canonical(
         model=twin,
         weights=weights,
+        joined=tuple((joint.first.name, joint.second.name) for joint in joints),
         rescaled=tuple((joint.first.name, joint.second.name) for joint in free),
         folded=tuple(folded),
         dropped=dropped,
