@@ -4,6 +4,21 @@ from legibility.scores._dimension import activation_rms as activation_rms
 from legibility.scores._dimension import effective_rank as effective_rank
 from legibility.scores._dimension import live_units as live_units
 from legibility.scores._dimension import participation_ratio as participation_ratio
+from legibility.scores._headlines import families_for as families_for
+from legibility.scores._headlines import headline_scores as headline_scores
+from legibility.scores._headlines import structure_scores as structure_scores
+from legibility.scores._material import ConstantModel as ConstantModel
+from legibility.scores._material import Control as Control
+from legibility.scores._material import Material as Material
+from legibility.scores._material import PermutedAnswers as PermutedAnswers
+from legibility.scores._material import RandomInit as RandomInit
+from legibility.scores._material import Temperature as Temperature
+from legibility.scores._material import default_controls as default_controls
+from legibility.scores._measure import Measured as Measured
+from legibility.scores._measure import Reading as Reading
+from legibility.scores._measure import Score as Score
+from legibility.scores._measure import measure as measure
+from legibility.scores._untrained import untrained as untrained
 from legibility.scores.circuits._circuit import CIRCUIT_PROTOCOL as CIRCUIT_PROTOCOL
 from legibility.scores.circuits._circuit import Circuit as Circuit
 from legibility.scores.circuits._circuit import faithful_circuit as faithful_circuit
@@ -66,6 +81,8 @@ __all__ = [
     "Circuit",
     "CompressedSize",
     "CompressedSizeOfModel",
+    "ConstantModel",
+    "Control",
     "ErrorAgreement",
     "ErrorPredictability",
     "Estimator",
@@ -76,11 +93,18 @@ __all__ = [
     "HeldOutImitation",
     "ImitationSaving",
     "KernelEstimator",
+    "Material",
+    "Measured",
     "Modularity",
     "NearestEstimator",
     "PatchThroughKL",
+    "PermutedAnswers",
     "Queries",
+    "RandomInit",
+    "Reading",
+    "Score",
     "SparsityOfWeights",
+    "Temperature",
     "TreeEstimator",
     "TreePath",
     "WeightSparsity",
@@ -90,12 +114,15 @@ __all__ = [
     "canonicalise",
     "code_length_saving",
     "compressed_size",
+    "default_controls",
     "default_estimators",
     "effective_rank",
     "error_agreement",
     "error_predictability",
     "faithful_circuit",
+    "families_for",
     "gini",
+    "headline_scores",
     "held_out_imitation",
     "held_out_twin",
     "hoyer",
@@ -103,6 +130,7 @@ __all__ = [
     "kt_code_length",
     "live_units",
     "match_temperature",
+    "measure",
     "modularity",
     "normalised_cut",
     "participation_ratio",
@@ -110,8 +138,10 @@ __all__ = [
     "prediction_code_length",
     "regression_queries",
     "relative_modularity",
+    "structure_scores",
     "transfer_ratio",
     "tree_path_length",
+    "untrained",
     "weight_sparsity",
     "wiring_cost",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from legibility.lightning_plugins.foundation._untouched import untouched
-from legibility.lightning_plugins.report._controls import RandomInitControl, TemperatureControl, untrained
+from legibility.lightning_plugins.report._controls import RandomInitControl, TemperatureControl
 from legibility.lightning_plugins.report._imitation_scores import Families, Progress, imitation_entries, missing_entry
 from legibility.lightning_plugins.report._queries import Subject, ask
 from legibility.lightning_plugins.sparsity._weights import penalisable_weights
@@ -18,6 +18,7 @@ from legibility.scores import (
     effective_rank,
     live_units,
     match_temperature,
+    untrained,
     weight_sparsity,
 )
 from legibility.tradeoff import ScoreEntry, TaskEntry

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from legibility.scores.imitation._temperature import match_temperature
 from legibility.scores.weights._canonical import Canonical, canonicalise
 
 COMPRESSION_PROTOCOL = "compressed-size/1"
@@ -20,6 +21,7 @@ _RESAMPLES = 1000
 _CLOSE = 1.02  # shares are searched to within this factor
 _COARSE, _POINTS = 1.5, 14  # where the search starts: more weights aren't always better, for small ones round badly
 _LEAST_EXAMPLES = 32
+_SURE = 3.0
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 
@@ -67,21 +69,22 @@ def compressed_size(
 ) -> CompressedSize:
     """H5: the fewest bits for the model's weights at a loss that is at most `tolerance` above its own.
 
-    Protocol `compressed-size/1`. The weights are canonicalised. Of all matrices together the largest share `s` in size
-    stays, the rest is zero; what stays is rounded to `2^b` evenly spaced values between minus and plus the matrix's
+    Protocol `compressed-size/1`. The weights are canonicalised. Of all matrices together the largest share `s` stays, by
+    size in units of the matrix's RMS, the rest is zero; what stays is rounded to `2^b` evenly spaced values between minus and plus the matrix's
     largest. Over `b` in 1 to 6, 8 and 32 (not rounded) and, `s`, searched from few to many, the least
 
         nnz b + log2 C(N, nnz)
 
     counts for which the upper 95 % bound of the rise in loss (bootstrap over examples, paired, one-sided) is within
-    `tolerance`. Nothing is fine-tuned. Biases, norms and other vectors stay and aren't counted.
+    `tolerance`. Nothing is fine-tuned. Biases, norms and other vectors stay and aren't counted. The loss is that of the
+    logits divided by the temperature at which the full model's is lowest (with one mistake that it didn't make, the
+    nearest one, added to the examples, so that there is such a temperature): flattening the answers changes nothing.
 
-    Range (0, 32 N], lower = a simpler set of weights at this loss. NaN where even no weight at all is within tolerance:
-    a constant model, and one that hasn't learnt. Multiplying units of ReLU-like layers, or dropping in dead ones,
+    Range (0, 32 N], lower = a simpler set of weights at this loss. NaN where the loss without any weight isn't surely (3
+    standard errors) beyond tolerance: a constant model, and one that hasn't learnt. Multiplying units of ReLU-like layers, or dropping in dead ones,
     changes nothing.
 
-    How it can be gamed: by a worse model, whose loss bears more rounding (compare at one task loss); a softened one has
-    a smaller loss to lose too. What sparsity training optimised makes it lower: it is "trained on" in part then.
+    How it can be gamed: by a worse model, whose loss bears more rounding: compare at one task loss. What sparsity training optimised makes it lower: it is "trained on" in part then.
 
     Cost: about 100 evaluations.
 
@@ -125,14 +128,15 @@ def compressed_size(
     with torch.no_grad():
         found = canonicalise(model)
         losses = _Losses(forward, inputs, labels, mask, batch_size)
+        losses.calibrate(found.model)
         whole = losses(found.model)
         if not bool(torch.isfinite(whole).all()):
             raise ValueError("`model` must have a finite loss where `mask` is True.")
         search = _Search(found, losses, whole, tolerance, seed)
         if search.before == 0:
             return CompressedSize(tolerance=tolerance, reason="the model has no weight matrices")
-        if search.total == 0 or search.bound(0, 32)[1] <= tolerance:
-            reason = "without any weight the loss is as good: the model is constant or hasn't learnt"
+        if search.total == 0 or not search.worth > tolerance:
+            reason = "without any weight the loss is about as good: the model is constant or hasn't learnt"
             return CompressedSize(weights=search.total, tolerance=tolerance, reason=reason)
         best = (math.inf, 0, 0)
         for step, bits in enumerate(reversed(BITS)):
@@ -192,7 +196,27 @@ class _Losses:
         if len(labels) != len(inputs):
             raise ValueError(f"`labels` must hold as many rows as `inputs`, {len(inputs)}, got {len(labels)}.")
         self.forward, self.inputs, self.labels, self.mask = forward, inputs, labels, mask
-        self.batch_size = batch_size
+        self.batch_size, self.temperature = batch_size, 1.0
+
+    def calibrate(self, model: nn.Module) -> None:
+        """Fixes the temperature, of classes."""
+        if self.labels.is_floating_point():
+            return
+        logits, labels = [], []
+        for rows in torch.split(torch.arange(len(self.inputs)), self.batch_size):
+            output, target, keep = self._classes(model, rows)
+            logits.append(output[keep])
+            labels.append(target[keep])
+        answers, true = torch.cat(logits), torch.cat(labels)
+        if not len(true) or not bool(torch.isfinite(answers).all()) or answers.shape[-1] < 2:
+            return
+        own = answers.gather(-1, true.unsqueeze(-1))
+        others = answers.scatter(-1, true.unsqueeze(-1), -math.inf)
+        nearest = int((own - others.amax(-1, keepdim=True)).argmin())
+        answers = torch.cat([answers, answers[nearest : nearest + 1]])
+        true = torch.cat([true, others[nearest].argmax(-1, keepdim=True)])
+        best = match_temperature(answers, true, 0.0)
+        self.temperature = best if math.isfinite(best) else 1.0
 
     def __call__(self, model: nn.Module) -> Tensor:
         rows = torch.split(torch.arange(len(self.inputs)), self.batch_size)
@@ -200,23 +224,37 @@ class _Losses:
         return found if self.mask is None else found[self.mask.reshape(len(self.mask), -1).any(1)]
 
     def _of(self, model: nn.Module, rows: Tensor) -> Tensor:
-        inputs, labels = self.inputs[rows], self.labels[rows]
-        output = model(inputs) if self.forward is None else self.forward(model, inputs)
+        if self.labels.is_floating_point():
+            output, values = self._output(model, rows), self.labels[rows]
+            if output.shape != values.shape:
+                shape = tuple(output.shape)
+                raise ValueError(f"`labels` must be shaped like the output {shape}, got {tuple(values.shape)}.")
+            return (output.double() - values.double()).square().reshape(len(rows), -1).mean(1)
+        logits, labels, keep = self._classes(model, rows)
+        each = functional.cross_entropy(
+            (logits / self.temperature).flatten(0, -2), labels.flatten(), reduction="none"
+        ).view(labels.shape)
+        return (each * keep).reshape(len(rows), -1).sum(1) / keep.reshape(len(rows), -1).sum(1).clamp(min=1)
+
+    def _classes(self, model: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits in float64, labels, and which count."""
+        output, labels = self._output(model, rows), self.labels[rows]
         mask = None if self.mask is None else self.mask[rows]
-        if labels.is_floating_point():
-            if output.shape != labels.shape:
-                raise ValueError(
-                    f"`labels` must be shaped like the output {tuple(output.shape)}, got {tuple(labels.shape)}."
-                )
-            return (output.double() - labels.double()).square().reshape(len(rows), -1).mean(1)
         if output.shape[:-1] != labels.shape or (mask is not None and mask.shape != labels.shape):
             shape = tuple(output.shape[:-1])
             raise ValueError(f"`labels` and `mask` must have the shape of the logits without classes {shape}.")
         keep = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
-        each = functional.cross_entropy(
-            output.double().flatten(0, -2), labels.where(keep, 0).flatten(), reduction="none"
-        ).view(labels.shape)
-        return (each * keep).reshape(len(rows), -1).sum(1) / keep.reshape(len(rows), -1).sum(1).clamp(min=1)
+        return output.double(), labels.where(keep, 0), keep
+
+    def _output(self, model: nn.Module, rows: Tensor) -> Tensor:
+        inputs = self.inputs[rows]
+        return model(inputs) if self.forward is None else self.forward(model, inputs)
+
+
+def _rms(weight: Tensor) -> float:
+    """Of the weights that aren't zero; 1 if all are."""
+    exact = weight[weight != 0].double()
+    return float(exact.square().mean().sqrt()) if len(exact) else 1.0
 
 
 class _Search:
@@ -233,13 +271,18 @@ class _Search:
             if name in self._matrices
         }
         self.total = self.before - sum(gone.values())
-        sizes = torch.cat([value.abs().flatten().double() for value in self._values.values()] or [torch.zeros(0)])
+        self._scales = {name: _rms(value) for name, value in self._values.items()}
+        parts = [value.abs().flatten().double() / self._scales[name] for name, value in self._values.items()]
+        sizes = torch.cat(parts or [torch.zeros(0)])
         self._sizes = sizes.sort(descending=True).values
         self.nonzero = int((sizes > 0).sum())
         draw = torch.Generator().manual_seed(seed)
         picks = torch.randint(len(whole), (_RESAMPLES, len(whole)), generator=draw)
         self._resampled = torch.zeros(_RESAMPLES, len(whole)).scatter_add_(1, picks, torch.ones_like(picks).float())
         self._known: dict[tuple[int, int], tuple[float, float]] = {}
+        gain = self._rise(0, 32)
+        #: How much the weights lower the loss, surely: mean less three standard errors.
+        self.worth = float(gain.mean() - _SURE * gain.std() / math.sqrt(len(gain)))
 
     def _with_ties(self, count: int) -> int:
         """The smallest number from `count` on that a threshold can keep."""
@@ -252,15 +295,20 @@ class _Search:
     def bound(self, count: int, bits: int) -> tuple[float, float]:
         """Mean rise in loss, and its upper bound."""
         if (count, bits) not in self._known:
-            threshold = self._sizes[count - 1] if count else math.inf
-            for name, parameter in self._matrices.items():
-                value = self._values[name]
-                parameter.copy_(rounded(torch.where(value.abs().double() >= threshold, value, 0.0), bits))
-            rise = (self._losses(self._model) - self._whole).cpu()
+            rise = self._rise(count, bits)
             means = (self._resampled.double() @ rise) / len(rise)
             bound = float(means.quantile(0.95)) if bool(torch.isfinite(rise).all()) else math.inf
             self._known[count, bits] = float(rise.mean()), bound
         return self._known[count, bits]
+
+    def _rise(self, count: int, bits: int) -> Tensor:
+        """Of each example's loss."""
+        threshold = self._sizes[count - 1] if count else math.inf
+        for name, parameter in self._matrices.items():
+            value = self._values[name]
+            keep = value.abs().double() / self._scales[name] >= threshold
+            parameter.copy_(rounded(torch.where(keep, value, 0.0), bits))
+        return (self._losses(self._model) - self._whole).cpu()
 
     def fewest(self, bits: int, record: float) -> int | None:
         """A smallest number of weights that is near enough at these bits; None if none is, or none beats the record."""

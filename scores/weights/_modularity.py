@@ -37,7 +37,7 @@ class Modularity:
 
 
 def relative_modularity(
-    model: nn.Module | Canonical, *, nulls: int = 5, restarts: int = 2, seed: int = 0
+    model: nn.Module | Canonical, *, nulls: int = 3, restarts: int = 2, seed: int = 0
 ) -> Modularity:
     """How much more clustered the model's units are than if the same weights lay elsewhere in their layers.
 

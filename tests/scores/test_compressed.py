@@ -110,6 +110,19 @@ def test_a_rescaled_twin_has_the_same_size_and_without_balancing_it_hadnt() -> N
     assert rise[1] > rise[0] + 0.05
 
 
+def test_flattening_the_answers_changes_nothing() -> None:
+    model, inputs, labels = trained()
+    for factor in (4.0, 0.25):
+        flat = copy.deepcopy(model)
+        with torch.no_grad():
+            flat[4].weight.div_(factor), flat[4].bias.div_(factor)
+        one, other = (compressed_size(m, inputs, labels) for m in (model, flat))
+        asked = compressed_size(model, inputs, labels, forward=lambda m, x: m(x) / 4.0)
+        assert asked.bits == pytest.approx(one.bits, rel=1e-6)
+        # With the factor inside the last layer, balancing shares it out among the layers, but for the biases.
+        assert other.bits == pytest.approx(one.bits, rel=0.1)
+
+
 def test_more_tolerance_takes_fewer_bits() -> None:
     model, inputs, labels = trained()
     sizes = [compressed_size(model, inputs, labels, tolerance=t).bits for t in (0.003, 0.03, 0.3)]
@@ -126,7 +139,7 @@ def test_models_that_do_nothing_have_no_size() -> None:
     for model in (untrained, constant):
         found = compressed_size(model, inputs, labels)
         assert math.isnan(found.bits) and math.isnan(found.share)
-    assert found.reason == "without any weight the loss is as good: the model is constant or hasn't learnt"
+    assert found.reason == "without any weight the loss is about as good: the model is constant or hasn't learnt"
     assert compressed_size(nn.Flatten(), normal(64, 3), labels[:64]).reason == "the model has no weight matrices"
 
 
