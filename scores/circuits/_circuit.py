@@ -102,7 +102,8 @@ def faithful_circuit(
     embeddings, a fused attention's projections, recurrent layers) always stay: compare only models of one architecture.
 
     How it can be gamed: by widening a network with idle parts (they are live, so the share falls: read the count too),
-    and by flattening the answers, which changes what counts as a small divergence: read it at one task loss.
+    and by sharpening the answers (an MLP on digits: .60 of the nodes at .9; .54 with its logits x 4, .73 with its logits
+    / 4, so flattening doesn't win): read it at one task loss.
 
     Cost: about 150 evaluations of the second half, 5 gradients on the first half, and `learned_steps` steps.
 

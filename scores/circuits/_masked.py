@@ -91,7 +91,7 @@ class MaskedModel:
 
     def answers(self, masks: Masks, rows: Tensor) -> Tensor:
         """Log-probabilities of the masked model, float64."""
-        with self._ablated(masks):
+        with self._ablated(masks), _no_fast_path():
             logits = self.forward(self.model, self.inputs[rows])
         return logits.double().log_softmax(-1)
 
@@ -158,6 +158,17 @@ class MaskedModel:
         """bool: the edges, or nodes, whose ablation could change anything."""
         carries = (self.weight(name) != 0).any(-1) & (self.spread(name) > 0)
         return carries if self.granularity == "edges" else carries.any(0)
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """`nn.TransformerEncoderLayer` in evaluation mode would read its layers' weights without calling them."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _is_whole(layer: nn.Module) -> bool:

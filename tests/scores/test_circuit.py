@@ -222,6 +222,35 @@ def test_tokens_with_a_mask_and_an_output_of_its_own() -> None:
     assert sizes(found[0]) == pytest.approx(sizes(short), abs=1e-6)
 
 
+def test_a_transformers_fast_path_doesnt_pass_the_masks_by() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(6, 2, 12, batch_first=True)
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.head(self.layer(x)) * 4
+            return found
+
+    torch.manual_seed(0)
+    model, inputs = Encoder().eval().requires_grad_(False), normal(80, 5, 6)
+    masked = MaskedModel(model, inputs, _call, None, "nodes", 80)
+    assert set(masked.live) == {
+        "layer.linear1",
+        "layer.linear2",
+        "head",
+    }  # attention's projections are fused: they stay
+    rows = torch.arange(80)
+    whole = masked.answers(masked.everything(), rows)
+    torch.testing.assert_close(whole, masked.log_p, rtol=0, atol=1e-5)
+    for name in masked.live:
+        without = masked.everything() | {name: torch.zeros_like(masked.everything()[name])}
+        assert float((masked.answers(without, rows) - whole).abs().max()) > 0.05, name
+    found = faithful_circuit(model, inputs, granularity="nodes", learned_steps=0)
+    assert found.reason is None and 0 < found.size_90 <= 1
+
+
 def test_the_model_and_the_random_stream_are_left_alone() -> None:
     model, inputs = trained()
     model.train()
