@@ -50,10 +50,10 @@ from legibility.scores.imitation._saving import transfer_ratio as transfer_ratio
 from legibility.scores.imitation._temperature import match_temperature as match_temperature
 from legibility.scores.imitation._tree_path import TreePath as TreePath
 from legibility.scores.imitation._tree_path import tree_path_length as tree_path_length
-from legibility.scores.imitation._variance_unexplained import (
+from legibility.scores.imitation._watching import error_predictability as error_predictability
+from legibility.scores.representation._variance_unexplained import (
     FractionOfVarianceUnexplained as FractionOfVarianceUnexplained,
 )
-from legibility.scores.imitation._watching import error_predictability as error_predictability
 from legibility.scores.weights._canonical import Canonical as Canonical
 from legibility.scores.weights._canonical import canonicalise as canonicalise
 from legibility.scores.weights._compressed import COMPRESSION_PROTOCOL as COMPRESSION_PROTOCOL

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from legibility.scores._collected import CollectedScore
+from legibility.scores._of_model import CollectedScore
 from legibility.scores.weights._compressed import Forward, compressed_size
 
 
