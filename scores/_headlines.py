@@ -93,9 +93,9 @@ def headline_scores(families: Sequence[Family] | None = None, *, tolerance: floa
     labels: frozenset[Need] = frozenset({"labels"})
     model: frozenset[Need] = frozenset({"model"})
     return [
-        Score("imitation_saving", "share", "higher", saving, seconds=8.0, version=PROTOCOL),
-        Score("error_predictability", "share", "higher", errors, needs=labels, seconds=10.0),
-        Score("error_predictability_shifted", "share", "higher", shifted, needs=labels | {"shifted"}, seconds=10.0),
+        Score("imitation_saving", "share", "higher", saving, seconds=2.5, version=PROTOCOL),
+        Score("error_predictability", "share", "higher", errors, needs=labels, seconds=4.0),
+        Score("error_predictability_shifted", "share", "higher", shifted, needs=labels | {"shifted"}, seconds=2.0),
         Score("circuit_nodes", "share", "lower", _circuit("nodes"), model, passes=800, version=CIRCUIT_PROTOCOL),
         Score("circuit_edges", "share", "lower", _circuit("edges"), model, passes=800, version=CIRCUIT_PROTOCOL),
         Score(
@@ -135,9 +135,9 @@ def structure_scores() -> list[Score]:
     model: frozenset[Need] = frozenset({"model"})
     return [
         Score("gini", "ratio", "higher", spread, needs=model, seconds=0.1, weights_only=True),
-        Score("relative_modularity", "ratio", "higher", modular, needs=model, seconds=10.0, weights_only=True),
-        Score("wiring_cost", "ratio", "lower", wired, needs=model, seconds=2.0, weights_only=True),
-        Score("tree_path_length", "questions", "lower", path, seconds=1.0),
+        Score("relative_modularity", "ratio", "higher", modular, needs=model, seconds=2.0, weights_only=True),
+        Score("wiring_cost", "ratio", "lower", wired, needs=model, seconds=0.5, weights_only=True),
+        Score("tree_path_length", "questions", "lower", path, seconds=0.2),
     ]
 
 
