@@ -52,7 +52,9 @@ def _rate(step: int, steps: int) -> float:
     return min((step + 1) / 50, 1.0) * min(max(1.0 - 0.9 * (2 * step / steps - 1), 0.1), 1.0)
 
 
-def _arm(callback: str = "", settings: object = None, path: str = "legibility.lightning_plugins.", **model: float) -> Arm:
+def _arm(
+    callback: str = "", settings: object = None, path: str = "legibility.lightning_plugins.", **model: float
+) -> Arm:
     callbacks = [{"class_path": path + callback, "init_args": settings}] if callback else []
     return Arm({"model": {"init_args": model}}, callbacks)
 

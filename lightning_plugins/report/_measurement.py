@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from legibility.lightning_plugins.foundation._compiled import uncompiled
 from legibility.lightning_plugins.foundation._trees import whole
 from legibility.lightning_plugins.foundation._untouched import untouched
-from legibility.lightning_plugins.report._controls import RandomInitControl, TemperatureControl, untrained
+from legibility.lightning_plugins.report._controls import RandomInitControl, TemperatureControl
 from legibility.lightning_plugins.report._imitation_scores import Families, Progress, imitation_entries, missing_entry
 from legibility.lightning_plugins.report._queries import Subject, ask
 from legibility.lightning_plugins.sparsity._weights import penalisable_weights
@@ -23,6 +23,7 @@ from legibility.scores import (
     match_temperature,
     sparse_bytes,
     sparse_flops,
+    untrained,
     weight_sparsity,
 )
 from legibility.tradeoff import ScoreEntry, TaskEntry

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from legibility.scores._code_length import code_length_saving, kt_code_length, prediction_code_length
+from legibility.scores.imitation._code_length import code_length_saving, kt_code_length, prediction_code_length
 
 _BLOCKS = 5
 _SCALES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.1, 0.03, 0.0)  # of logits: inverse temperatures

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from legibility.scores._code_length import kt_code_length, prediction_code_length
 from legibility.scores._inputs import check_floating
+from legibility.scores.imitation._code_length import kt_code_length, prediction_code_length
 
 _BLOCKS = 5
 _LEAST_SAVING = 0.05  # of the null code, by which full retraining must beat the frozen random net

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from toy import loader, make_module
+from tiny import loader, make_module
 from wandb_stand_in import Artifact, Run, StandIn, serving
 
 from legibility.lightning_plugins import InterpretabilityReport, StudentLegibility

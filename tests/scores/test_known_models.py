@@ -130,6 +130,7 @@ def test_a_constant_model_scores_nan(digits: Digits, clean: Tensor, kind: str) -
     queries = Queries(digits[0], logits, taps={"layer": clean})
     found = held_out_imitation(queries, [LinearStudent()], twin={"linear": 0.8})["linear"]
     scores = ["kl", "relative_kl", "disagreement", "code_length", "null_code_length", "saving", "adjusted_saving"]
+    scores += ["surplus"]
     assert all(math.isnan(getattr(found, score)) for score in scores)
     assert math.isnan(found.fvu["layer"])
     assert set(found.reasons) == {*scores, "fvu/layer"}

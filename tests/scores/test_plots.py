@@ -3,7 +3,15 @@ from typing import Any
 import pytest
 import torch
 
-from legibility.scores import FractionOfVarianceUnexplained, HeldOutImitation, PatchThroughKL, WeightSparsity
+from legibility.scores import (
+    CompressedSizeOfModel,
+    ErrorAgreement,
+    FaithfulCircuit,
+    FractionOfVarianceUnexplained,
+    HeldOutImitation,
+    PatchThroughKL,
+    WeightSparsity,
+)
 from legibility.students import LinearStudent
 
 
@@ -18,7 +26,16 @@ def test_every_metric_draws_itself() -> None:
     unexplained.update(logits, other)
     sparsity.update([("weight", torch.eye(3))])
     imitation.update(other, logits)
-    metrics: list[Any] = [through, unexplained, sparsity, imitation]
+    model = torch.nn.Linear(3, 3)
+    circuit, compressed, errors = (
+        FaithfulCircuit(model, learned_steps=0),
+        CompressedSizeOfModel(model),
+        ErrorAgreement(3),
+    )
+    circuit.update(other * 9)
+    compressed.update(other * 9, model(other * 9).argmax(-1))
+    errors.update(*(torch.randint(0, 3, (64,), generator=generator) for _ in range(4)))
+    metrics: list[Any] = [through, unexplained, sparsity, imitation, circuit, compressed, errors]
     for metric in metrics:
         figure, _ = metric.plot()
         assert figure.get_axes()

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -39,8 +40,10 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     one, two = (scores_on(ranks, tmp_path, "score_on_ranks.py") for ranks in (1, 2))
     assert set(one) == set(two)
     assert {"through", "unexplained", "zeros", "gini", "dead_units", "linear/kl", "linear/fvu/tap"} <= set(one)
+    assert {"tree/saving", "size_90", "learned_99", "bits", "kappa", "errors"} <= set(one)
     for name, value in one.items():
-        assert two[name] == pytest.approx(value, rel=1e-9, abs=1e-9), name
+        assert two[name] == pytest.approx(value, rel=1e-9, abs=1e-9, nan_ok=True), name
+    assert all(math.isfinite(one[name]) for name in ("size_90", "learned_99", "bits", "kappa", "tree/saving"))
     assert 0 < one["zeros"] < 1 and one["dead_units"] == 0
 
 

@@ -21,7 +21,7 @@ from legibility.lightning_plugins import (
     TopKSparsity,
 )
 from legibility.lightning_plugins.foundation._untouched import untouched
-from legibility.lightning_plugins.report._controls import untrained
+from legibility.scores import untrained
 from legibility.students import FourierStudent, LinearStudent, MLPStudent
 from legibility.tradeoff import RunRecord, load_record
 

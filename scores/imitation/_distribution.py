@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from legibility.losses import forward_kl, masked_mean
-from legibility.scores._families import Imitator, Training
-from legibility.scores._queries import Queries
+from legibility.scores.imitation._families import Imitator, Training
+from legibility.scores.imitation._queries import Queries
 from legibility.scores.representation._variance_unexplained import FractionOfVarianceUnexplained
 from legibility.students import Prediction, Student, read_signature
 

@@ -10,24 +10,25 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from legibility.scores._held_out import FamilyImitation, held_out_imitation, held_out_twin
-from legibility.scores._queries import Queries
-from legibility.students import Student
+from legibility.scores.imitation._families import Family
+from legibility.scores.imitation._family_imitation import FamilyImitation
+from legibility.scores.imitation._held_out import held_out_imitation, held_out_twin
+from legibility.scores.imitation._queries import Queries
 
-_SCORES = ("kl", "relative_kl", "disagreement", "code_length", "saving", "adjusted_saving")
+_SCORES = ("kl", "relative_kl", "disagreement", "code_length", "saving", "adjusted_saving", "surplus")
 
 
 class HeldOutImitation(Metric):
     """`held_out_imitation` over everything that `update` was given, in that order, ranks one after the other.
 
     `compute()` trains all families, which takes seconds to minutes, and gives float64 scalars under flat names:
-    `"<family>/kl"`, `/relative_kl`, `/disagreement`, `/code_length`, `/saving`, `/adjusted_saving`, `/fvu/<tap>` (see
-    `FamilyImitation`), and `"median/..."` of each over the families that have a value. If labels were given, the twin
+    `"<family>/kl"`, `/relative_kl`, `/disagreement`, `/code_length`, `/saving`, `/adjusted_saving`, `/surplus`, `/fvu/<tap>` (see
+    `FamilyImitation`), and `"median/..."` of each over the families that have a value, `"max/..."` of the savings. If labels were given, the twin
     is fitted too, unless `twin` brings it. On several ranks the queries of all are gathered and every rank computes
     the same. Don't use `forward`, which would score each batch on its own.
 
     Args:
-        students: the held-out architectures.
+        students: the held-out families.
         taps: names of the taps that `update` will get.
         twin: cached result of `held_out_twin`.
         blocks: as there, like the others: `passes`, `batch_size`, `learning_rate`, `width`, `seed`.
@@ -60,7 +61,7 @@ class HeldOutImitation(Metric):
 
     def __init__(
         self,
-        students: Sequence[Student],
+        students: Sequence[Family],
         *,
         taps: Sequence[str] = (),
         twin: Mapping[str, float] | None = None,
@@ -148,7 +149,9 @@ def _flat(found: Mapping[str, FamilyImitation]) -> dict[str, float]:
         by_family[name] = {score: float(getattr(family, score)) for score in _SCORES}
         by_family[name] |= {f"fvu/{tap}": value for tap, value in family.fvu.items()}
     flat = {f"{name}/{score}": value for name, scores in by_family.items() for score, value in scores.items()}
-    for score in next(iter(by_family.values())):
-        values = [scores[score] for scores in by_family.values() if math.isfinite(scores[score])]
+    for score in dict.fromkeys(score for scores in by_family.values() for score in scores):
+        values = [scores[score] for scores in by_family.values() if math.isfinite(scores.get(score, math.nan))]
         flat[f"median/{score}"] = statistics.median(values) if values else math.nan
+        if score in ("saving", "adjusted_saving"):
+            flat[f"max/{score}"] = max(values, default=math.nan)
     return flat

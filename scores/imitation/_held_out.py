@@ -2,20 +2,19 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
-from legibility.scores._decisions import imitate_decisions, steps_of_decisions
-from legibility.scores._distribution import imitate_distribution
-from legibility.scores._families import Training, block_edges, family_names, isolated, steps_of
-from legibility.scores._queries import Queries
-from legibility.students import Student
-
-PROTOCOL = "held-out-imitation/1"
-"""Version of the protocol; values of different versions or settings must not be compared."""
+from legibility.scores.imitation._decisions import Decisions, imitate_decisions, no_decisions, steps_of_decisions
+from legibility.scores.imitation._distribution import Distribution, imitate_distribution
+from legibility.scores.imitation._estimators import Estimator
+from legibility.scores.imitation._families import Family, Training, block_edges, family_names, isolated, steps_of
+from legibility.scores.imitation._family_imitation import FamilyImitation
+from legibility.scores.imitation._queries import Queries
+from legibility.scores.imitation._refitted import fits_of, refit, why_unread
 
 CONSTANT_BELOW = 1e-3
 """A primary whose `KL(p || marginal)` is below this, in nats, counts as constant."""
@@ -23,51 +22,9 @@ CONSTANT_BELOW = 1e-3
 Progress = Callable[[str, float], None]
 
 
-@dataclass(frozen=True, eq=False)
-class FamilyImitation:
-    """What one held-out family made of the primary. A score that couldn't be taken is NaN, and `reasons` says why.
-
-    Attributes:
-        family: the student's name.
-        kl: `KL(p || q)` on the last block, nats per position, lower = more legible. Softening the primary lowers it:
-            compare with the temperature control.
-        relative_kl: `kl / KL(p || m)`, `m` the mean of `p` over the queries before the last block, lower = more
-            legible; 1 = no better than knowing `m`.
-        disagreement: share of the last block's positions where the top-1 of the student of decisions isn't the
-            primary's, lower = more legible. Independent of the primary's temperature.
-        code_length: bits to send the primary's top-1 of all queries (PCL), lower = more legible.
-        null_code_length: bits of the same by the KT code that ignores the inputs (PCL_0).
-        saving: `S = 1 - PCL / PCL_0`, at most 1, higher = more legible. Independent of the primary's temperature.
-        adjusted_saving: `dS = S - S(labels)`, higher = more legible than the task itself.
-        fvu: per tap, mean over live units of the fraction of variance unexplained on the last block, lower = better.
-        predicted_taps: per tap, the prediction for the last block, shaped like the primary's (for patch-through).
-        first_scored: index of the last block's first query.
-        positions: positions that count, over all queries: `code_length / positions` is bits per position.
-        seconds: wall time of this family.
-        reasons: why a score is NaN, by its name.
-        version: of the protocol.
-    """
-
-    family: str
-    first_scored: int
-    positions: int
-    kl: float = math.nan
-    relative_kl: float = math.nan
-    disagreement: float = math.nan
-    code_length: float = math.nan
-    null_code_length: float = math.nan
-    saving: float = math.nan
-    adjusted_saving: float = math.nan
-    fvu: Mapping[str, float] = field(default_factory=dict)
-    predicted_taps: Mapping[str, Tensor] = field(default_factory=dict)
-    seconds: float = 0.0
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    version: str = PROTOCOL
-
-
 def held_out_imitation(
     queries: Queries,
-    students: Sequence[Student],
+    students: Sequence[Family],
     *,
     twin: Mapping[str, float] | None = None,
     blocks: int = 5,
@@ -76,6 +33,7 @@ def held_out_imitation(
     learning_rate: float = 1e-2,
     width: int = 32,
     seed: int = 0,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, FamilyImitation]:
     """Let each architecture learn the primary from scratch, and measure how far it gets.
@@ -94,6 +52,11 @@ def held_out_imitation(
       but the last), with forward KL to the primary's full distribution plus, for each tap, the mean squared error in
       units of the tap's variance. On the last block it gives `kl`, `relative_kl` and `fvu`.
 
+    An estimator (`default_estimators`: forest, nearest neighbours, kernel machine, bounded tree) follows the same
+    protocol, but is fitted anew to all earlier blocks, at most 4096 rows, before each block. Its temperature is the best
+    one for the block before, at least .05. For `kl` it is fitted to the primary's probabilities. It learns no taps.
+    Tokens and answers per position are not for it: all its scores are NaN then.
+
     Compare only results of the same version, queries, students, settings and taps: learning the taps as well changes
     how well a student learns the output.
 
@@ -104,7 +67,7 @@ def held_out_imitation(
 
     Args:
         queries: the primary's answers.
-        students: the families, each an architecture; they must read such inputs.
+        students: the families: architectures, which must read such inputs, and estimators.
         twin: what `held_out_twin` gave for these queries, students and settings; without it `adjusted_saving` is NaN.
         blocks: number of blocks.
         passes: epochs over the queries seen so far, before each block.
@@ -112,6 +75,7 @@ def held_out_imitation(
         learning_rate: Adam's, at the start of each round of training.
         width: hidden size of the students that don't fix their own.
         seed: of initialisation and shuffling, the same for all families.
+        jobs: estimators fitted at a time; None: as many as torch uses threads.
         progress: called with the family's name and the share of all work that is done, 0 to 1.
 
     Returns:
@@ -144,7 +108,7 @@ def held_out_imitation(
     first, positions = edges[-2], int(queries.counted.sum())
     if not bool(queries.counted[:first].any()) or not bool(queries.counted[first:].any()):
         raise ValueError(f"`mask` must leave positions both before and after query {first}: the rest is learnt from.")
-    constant = _why_constant(queries)
+    constant = why_constant(queries)
     if constant is not None:
         reasons = dict.fromkeys(_SCORES + tuple(f"fvu/{tap}" for tap in queries.taps), constant)
         fvu = dict.fromkeys(queries.taps, math.nan)
@@ -152,14 +116,21 @@ def held_out_imitation(
     labels = queries.logits.argmax(-1)
     marginal_kl = _marginal_kl(queries, slice(0, first), slice(first, None))
     steps = steps_of_decisions(edges, training) + steps_of(first, 2 * passes, batch_size)
-    counter = _Counter(progress, len(names) * steps)
+    work = _Work(queries, labels, students, edges, training, jobs, progress)
+    work.total = work.networks * steps + work.fits(shares=True)
+    refitted = work.refit(shares=True)
     found = {}
     for name, student in zip(names, students, strict=True):
         started = time.perf_counter()
-        counter.name = name
-        with isolated(queries.inputs.device):
-            decisions = imitate_decisions(queries, labels, student, edges, training, counter.advance)
-            distribution = imitate_distribution(queries, student, first, training, counter.advance)
+        decisions, distribution = no_decisions(), Distribution(math.nan, {}, {})
+        unread = work.unread if isinstance(student, Estimator) else None
+        if not isinstance(student, Estimator):
+            work.name = name
+            with isolated(queries.inputs.device):
+                decisions = imitate_decisions(queries, labels, student, edges, training, work.advance)
+                distribution = imitate_distribution(queries, student, first, training, work.advance)
+        elif unread is None:
+            decisions, distribution = next(refitted)
         scores = asdict(decisions)
         scores |= {"kl": distribution.kl, "relative_kl": distribution.kl / marginal_kl}
         scores["adjusted_saving"] = math.nan if twin is None else decisions.saving - twin[name]
@@ -172,15 +143,15 @@ def held_out_imitation(
             **scores,
             fvu=fvu,
             predicted_taps=distribution.predicted_taps,
-            seconds=time.perf_counter() - started,
-            reasons=_why_missing(scores, fvu, twin is None),
+            seconds=time.perf_counter() - started + (work.seconds if isinstance(student, Estimator) else 0.0),
+            reasons=_why_missing(scores, fvu, twin is None, unread),
         )
     return found
 
 
 def held_out_twin(
     queries: Queries,
-    students: Sequence[Student],
+    students: Sequence[Family],
     *,
     blocks: int = 5,
     passes: int = 4,
@@ -188,6 +159,7 @@ def held_out_twin(
     learning_rate: float = 1e-2,
     width: int = 32,
     seed: int = 0,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """`S(labels)`: what the same students save on the true labels, by the protocol of `held_out_imitation`.
@@ -203,6 +175,7 @@ def held_out_twin(
         learning_rate: Adam's, at the start of each round of training.
         width: hidden size of the students that don't fix their own.
         seed: of initialisation and shuffling.
+        jobs: estimators fitted at a time.
         progress: called with the family's name and the share of all work that is done.
 
     Returns:
@@ -228,26 +201,60 @@ def held_out_twin(
     edges = block_edges(len(queries), blocks)
     names = _names(students)
     labels = torch.where(queries.counted, true_labels, 0)
-    counter = _Counter(progress, len(names) * steps_of_decisions(edges, training))
+    work = _Work(queries, labels, students, edges, training, jobs, progress)
+    work.total = work.networks * steps_of_decisions(edges, training) + work.fits(shares=False)
+    refitted = work.refit(shares=False)
     savings = {}
     for name, student in zip(names, students, strict=True):
-        counter.name = name
+        work.name = name
+        if isinstance(student, Estimator):
+            savings[name] = math.nan if work.unread is not None else next(refitted)[0].saving
+            continue
         with isolated(queries.inputs.device):
-            savings[name] = imitate_decisions(queries, labels, student, edges, training, counter.advance).saving
+            savings[name] = imitate_decisions(queries, labels, student, edges, training, work.advance).saving
     return savings
 
 
-_SCORES = ("kl", "relative_kl", "disagreement", "code_length", "null_code_length", "saving", "adjusted_saving")
+_DECIDED = ("disagreement", "code_length", "null_code_length", "saving", "adjusted_saving", "surplus")
+_SCORES = ("kl", "relative_kl", *_DECIDED)
 
 
-class _Counter:
-    """Turns optimizer steps into reports of progress, about a hundred of them."""
+class _Work:
+    """What is to be done: fits the estimators, and turns steps and fits into about a hundred reports of progress."""
 
-    def __init__(self, report: Progress | None, total: int) -> None:
-        self.report = report
-        self.total = total
-        self.done = 0
-        self.name = ""
+    def __init__(
+        self,
+        queries: Queries,
+        labels: Tensor,
+        students: Sequence[Family],
+        edges: list[int],
+        training: Training,
+        jobs: int | None,
+        report: Progress | None,
+    ) -> None:
+        self.queries, self.labels, self.edges, self.jobs, self.seed = queries, labels, edges, jobs, training.seed
+        self.estimators = [student for student in students if isinstance(student, Estimator)]
+        self.networks = len(students) - len(self.estimators)
+        self.unread: str | None = why_unread(queries) if self.estimators else None
+        self.report, self.total, self.done, self.name, self.seconds = report, 1, 0, "", 0.0
+
+    def fits(self, *, shares: bool) -> int:
+        return 0 if self.unread is not None else fits_of(self.estimators, self.edges, shares)
+
+    def refit(self, *, shares: bool) -> Iterator[tuple[Decisions, Distribution]]:
+        if not self.fits(shares=shares):
+            return iter(())
+        started = time.perf_counter()
+        results = refit(
+            self.queries, self.labels, self.estimators, self.edges,
+            shares=shares, seed=self.seed, jobs=self.jobs, advance=self._fitted,
+        )  # fmt: skip
+        self.seconds = (time.perf_counter() - started) / len(self.estimators)
+        return iter(results)
+
+    def _fitted(self, name: str) -> None:
+        self.name = name
+        self.advance()
 
     def advance(self) -> None:
         self.done += 1
@@ -255,7 +262,7 @@ class _Counter:
             self.report(self.name, self.done / self.total)
 
 
-def _names(students: Sequence[Student]) -> list[str]:
+def _names(students: Sequence[Family]) -> list[str]:
     if not students:
         raise ValueError("`students` must hold at least one architecture, got none: see `held_out_students`.")
     return family_names(students)
@@ -265,7 +272,8 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else math.nan
 
 
-def _why_constant(queries: Queries) -> str | None:
+def why_constant(queries: Queries) -> str | None:
+    """Why there is nothing to learn from these answers; None if there is."""
     top = queries.logits.argmax(-1)[queries.counted]
     if bool((top == top[0]).all()):
         return "the primary is constant: its top-1 never changes"
@@ -283,10 +291,13 @@ def _marginal_kl(queries: Queries, of: slice, scored: slice) -> float:
     return float((log_p.exp() * (log_p - marginal)).sum(-1).mean())
 
 
-def _why_missing(scores: Mapping[str, float], fvu: Mapping[str, float], no_twin: bool) -> dict[str, str]:
-    reasons = {name: "the student diverged" for name, value in scores.items() if math.isnan(value)}
-    unread = reasons.get("kl", "no unit of the tap varies")
-    reasons |= {f"fvu/{tap}": unread for tap, value in fvu.items() if math.isnan(value)}
-    if no_twin:
+def _why_missing(
+    scores: Mapping[str, float], fvu: Mapping[str, float], no_twin: bool, unread: str | None
+) -> dict[str, str]:
+    why = unread or "the student diverged"
+    reasons = {name: why for name, value in scores.items() if math.isnan(value)}
+    unexplained = reasons.get("kl", "no unit of the tap varies")
+    reasons |= {f"fvu/{tap}": unexplained for tap, value in fvu.items() if math.isnan(value)}
+    if no_twin and unread is None:
         reasons["adjusted_saving"] = "no twin: it needs the true labels (`held_out_twin`)"
     return reasons

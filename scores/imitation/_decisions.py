@@ -2,17 +2,17 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from legibility.scores._code_length import code_length_saving, kt_code_length, prediction_code_length
-from legibility.scores._families import Imitator, Training, steps_of
-from legibility.scores._queries import Queries
-from legibility.scores._temperature import match_temperature
+from legibility.scores.imitation._code_length import code_length_saving, kt_code_length, prediction_code_length
+from legibility.scores.imitation._families import Imitator, Training, steps_of
+from legibility.scores.imitation._queries import Queries
+from legibility.scores.imitation._temperature import match_temperature
 from legibility.students import Prediction, Student, read_signature
 
 
@@ -24,6 +24,32 @@ class Decisions:
     null_code_length: float
     saving: float
     disagreement: float
+    surplus: float
+
+
+SURPLUS_TOLERANCE = 0.1
+"""Bits per label that count as learnt, for the surplus description length (epsilon)."""
+
+
+def no_decisions() -> Decisions:
+    """Of labels that never change: nothing to learn."""
+    return Decisions(math.nan, math.nan, math.nan, math.nan, math.nan)
+
+
+def sent(blocks: Sequence[tuple[int, float]], null_code_length: float, disagreement: float) -> Decisions:
+    """What the code cost, from the number of labels and the bits of each block.
+
+    The surplus takes a block's mean for the expected loss after so much training: `sum_b n_b max(bits_b / n_b - eps, 0)`.
+    """
+    code_length = sum(bits for _, bits in blocks)
+    return Decisions(
+        code_length=code_length,
+        null_code_length=null_code_length,
+        saving=code_length_saving(code_length, null_code_length),
+        disagreement=disagreement,
+        # NaN stays NaN: max(NaN, 0) would not.
+        surplus=sum(max(bits - SURPLUS_TOLERANCE * count, 0.0) for count, bits in blocks) + 0.0 * code_length,
+    )
 
 
 def imitate_decisions(
@@ -39,10 +65,11 @@ def imitate_decisions(
     classes = queries.logits.shape[-1]
     counts = torch.bincount(labels[counted], minlength=classes)
     if int((counts > 0).sum()) < 2:
-        return Decisions(math.nan, math.nan, math.nan, math.nan)
+        return no_decisions()
     null_code_length = float(kt_code_length(counts))
     first = slice(0, edges[0])
-    bits = float(kt_code_length(torch.bincount(labels[first][counted[first]], minlength=classes)))
+    known = labels[first][counted[first]]
+    blocks = [(known.numel(), float(kt_code_length(torch.bincount(known, minlength=classes))))]
 
     def loss(prediction: Prediction, rows: Tensor) -> Tensor:
         keep = counted[rows]
@@ -57,15 +84,10 @@ def imitate_decisions(
         imitator.learn(start, loss, passes=training.passes)
         logits = torch.cat([prediction.output[counted[rows]] for rows, prediction in imitator.answers(start, stop)])
         target = labels[start:stop][counted[start:stop]]
-        bits += float(prediction_code_length(logits / temperature, target).sum())
+        blocks.append((target.numel(), float(prediction_code_length(logits / temperature, target).sum())))
         wrong, last = int((logits.argmax(-1) != target).sum()), target.numel()
         temperature = _calibrated(logits, target) if stop < edges[-1] else 1.0
-    return Decisions(
-        code_length=bits,
-        null_code_length=null_code_length,
-        saving=code_length_saving(bits, null_code_length),
-        disagreement=wrong / last if last else math.nan,
-    )
+    return sent(blocks, null_code_length, wrong / last if last else math.nan)
 
 
 def _calibrated(logits: Tensor, target: Tensor) -> float:

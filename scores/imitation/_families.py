@@ -1,4 +1,4 @@
-"""Training one family of students on growing prefixes of the queries."""
+"""Held-out families, and training one of networks on growing prefixes of the queries."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -7,10 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from legibility.scores._queries import Queries
+from legibility.scores.imitation._estimators import Estimator
+from legibility.scores.imitation._queries import Queries
 from legibility.students import Prediction, Signature, Student
 
 EVALUATION_BATCH = 128
+
+Family = Student | Estimator
+"""A held-out family: a network that is trained, or an estimator that is fitted."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def block_edges(queries: int, blocks: int) -> list[int]:
     return [queries >> (blocks - 1 - block) for block in range(blocks)]
 
 
-def family_names(students: Sequence[Student]) -> list[str]:
+def family_names(students: Sequence[Family]) -> list[str]:
     """Each student's name, numbered from the second of its kind on: `mlp`, `mlp_2`."""
     names: list[str] = []
     for student in students:

@@ -1,0 +1,220 @@
+"""Taking scores: each with its controls, cheapest first, within a time budget, and with a reason where there is none."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from legibility.scores._material import Control, Material, Need, answers
+
+Direction = Literal["lower", "higher"]
+Progress = Callable[[str, float], None]
+_NEEDED = {"model": "the model itself", "labels": "true labels", "shifted": "shifted data with labels"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a score says of one material.
+
+    Attributes:
+        value: the number that counts; NaN if there is none.
+        reason: why there is none.
+        interval: 95 % interval, where the score has one.
+        details: other numbers that belong to it, by name.
+    """
+
+    value: float
+    reason: str | None = None
+    interval: tuple[float, float] | None = None
+    details: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A score as the measuring machinery knows it.
+
+    Attributes:
+        name: as it is printed.
+        unit: as it is printed.
+        direction: which is the more interpretable end; None if neither.
+        take: the measurement. Errors of type ValueError and ImportError count as "does not apply", with their message.
+        needs: what the material must have.
+        passes: cost, roughly, in passes of the model over all queries.
+        seconds: cost that doesn't depend on the model, roughly, per 1000 queries.
+        version: of its protocol.
+        weights_only: the model's answers don't matter: a control that changes only these has the same value.
+    """
+
+    name: str
+    unit: str
+    direction: Direction | None
+    take: Callable[[Material], Reading]
+    needs: frozenset[Need] = frozenset()
+    passes: float = 0.0
+    seconds: float = 0.0
+    version: str = "1"
+    weights_only: bool = False
+
+    def missing(self, material: Material) -> str | None:
+        """Why the score doesn't apply; None if it does."""
+        absent = [_NEEDED[need] for need in sorted(self.needs) if not material.has(need)]
+        return f"needs {' and '.join(absent)}" if absent else None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A score of one model beside its controls.
+
+    Attributes:
+        name: of the score.
+        unit: of the value.
+        direction: which is the more interpretable end.
+        value: NaN if there is none.
+        reason: why there is none.
+        interval: 95 % interval, where the score has one.
+        details: other numbers that belong to it.
+        controls: the same score of each control by name; NaN where it has none.
+        control_reasons: why a control has none.
+        estimate: seconds that it was expected to take, controls included.
+        seconds: that it took.
+        version: of the protocol.
+    """
+
+    name: str
+    unit: str
+    direction: Direction | None
+    value: float = math.nan
+    reason: str | None = None
+    interval: tuple[float, float] | None = None
+    details: Mapping[str, float] = field(default_factory=dict)
+    controls: Mapping[str, float] = field(default_factory=dict)
+    control_reasons: Mapping[str, str] = field(default_factory=dict)
+    estimate: float = 0.0
+    seconds: float = 0.0
+    version: str = "1"
+
+    @property
+    def beaten_by(self) -> tuple[str, ...]:
+        """Controls that do strictly better: with one of them, the value says nothing for the model."""
+        if self.direction is None or math.isnan(self.value):
+            return ()
+        sign = 1.0 if self.direction == "higher" else -1.0
+        return tuple(name for name, other in self.controls.items() if sign * other > sign * self.value)
+
+
+def measure(
+    material: Material,
+    scores: Sequence[Score],
+    controls: Sequence[Control] = (),
+    *,
+    budget: float = math.inf,
+    progress: Progress | None = None,
+) -> list[Measured]:
+    """Take scores of a model and of its controls.
+
+    The cheapest by estimate comes first. A score whose estimate doesn't fit into what is left of the budget is skipped,
+    with the two numbers as reason; one that has begun isn't interrupted. A score that doesn't apply, or a control that a
+    score doesn't apply to, has no value and a reason.
+
+    Args:
+        material: the model and its answers.
+        scores: what is measured, see `headline_scores`.
+        controls: models beside it, see `default_controls`.
+        budget: seconds.
+        progress: called with the score's name and the share done, by estimate.
+
+    Returns:
+        in the order of `scores`.
+
+    Example:
+        >>> import torch
+        >>> from legibility.scores import Material, Reading, Score, Temperature, measure
+        >>> largest = Score("largest logit", "nats", None, lambda m: Reading(m.queries.logits.max().item()))
+        >>> model = torch.nn.Linear(4, 3)
+        >>> (found,) = measure(Material.ask(model, torch.randn(64, 4)), [largest], [Temperature(2.0)])
+        >>> round(found.value / found.controls["temperature 2"], 4)
+        2.0
+    """
+    pass_seconds = _timed(material)
+    plan = {id(score): estimate(score, material, pass_seconds) * (1 + len(controls)) for score in scores}
+    ready: dict[str, Material | str] = {}
+    whole = sum(plan.values()) or 1.0
+    found: dict[int, Measured] = {}
+    begun, done = time.perf_counter(), 0.0
+    for score in sorted(scores, key=lambda each: plan[id(each)]):
+        expected = plan[id(score)]
+        empty = Measured(score.name, score.unit, score.direction, estimate=expected, version=score.version)
+        left = budget - (time.perf_counter() - begun)
+        reason = score.missing(material)
+        if reason is None and expected > left:
+            reason = f"would take about {expected:.1f} s, {max(0.0, left):.1f} s of the budget are left"
+        if progress is not None:
+            progress(score.name, min(1.0, done / whole))
+        done += expected
+        if reason is not None:
+            found[id(score)] = replace(empty, reason=reason)
+            continue
+        started = time.perf_counter()
+        for control in controls:
+            if control.name not in ready:
+                ready[control.name] = _tried(control, material)
+        own = taken(score, material)
+        beside = {control.name: _beside(score, material, own, ready[control.name]) for control in controls}
+        found[id(score)] = replace(
+            empty,
+            value=own.value,
+            reason=own.reason,
+            interval=own.interval,
+            details=own.details,
+            controls={name: reading.value for name, reading in beside.items()},
+            control_reasons={name: r.reason for name, r in beside.items() if r.reason is not None},
+            seconds=time.perf_counter() - started,
+        )
+    if progress is not None:
+        progress("", 1.0)
+    return [found[id(score)] for score in scores]
+
+
+def estimate(score: Score, material: Material, pass_seconds: float) -> float:
+    """Seconds that one measurement is expected to take, without controls."""
+    return score.passes * pass_seconds + score.seconds * len(material.queries) / 1000
+
+
+def taken(score: Score, material: Material) -> Reading:
+    """One measurement. What doesn't apply, and a value that isn't finite, is NaN with a reason."""
+    missing = score.missing(material)
+    if missing is not None:
+        return Reading(math.nan, missing)
+    try:
+        reading = score.take(material)
+    except (ValueError, ImportError) as error:
+        return Reading(math.nan, f"does not apply: {error}")
+    if math.isfinite(reading.value):
+        return reading
+    return replace(reading, value=math.nan, reason=reading.reason or "not finite")
+
+
+def _tried(control: Control, material: Material) -> Material | str:
+    try:
+        return control.apply(material)
+    except ValueError as error:
+        return f"the control's answers can't be measured: {error}"
+
+
+def _beside(score: Score, material: Material, own: Reading, control: Material | str) -> Reading:
+    if isinstance(control, str):
+        return Reading(math.nan, control)
+    if score.weights_only and control.model is material.model:
+        return own
+    return taken(score, control)
+
+
+def _timed(material: Material) -> float:
+    """Seconds of one pass over all queries, from at most 256 of them."""
+    if material.model is None:
+        return 0.0
+    rows = material.queries.inputs[:256]
+    started = time.perf_counter()
+    answers(material.model, rows, material.forward)
+    return (time.perf_counter() - started) * len(material.queries) / len(rows)

@@ -1,0 +1,1 @@
+"""How little of the primary does what all of it does."""

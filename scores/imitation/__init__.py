@@ -1,0 +1,1 @@
+"""How well other models learn what the primary does: code lengths, errors, what they say when patched in."""
