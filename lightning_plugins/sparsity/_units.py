@@ -57,6 +57,8 @@ class Piece:
         if isinstance(tensor, DTensor):
             sums = tensor.to(dtype).square()
             sums = (sums.sum(others) if others else sums).full_tensor()
+        elif others == [0]:  # columns: many times faster than their norms
+            sums = tensor.to(dtype).square().sum(0)
         elif others:
             sums = torch.linalg.vector_norm(tensor, dim=others, dtype=dtype).square()
         else:
