@@ -15,12 +15,13 @@ from legibility.losses import group_soft_threshold
 STEPS = 8  # one epoch of `loader()`
 
 
-def by_hand(strength: float, groups: str, epochs: int, heal: float, rate: Callable[[int], float]) -> nn.Module:
+def by_hand(strength: float, groups: str, epochs: int, heal: float, rate: Callable[[int], float]) -> Any:
     """The same training written out, with the formulas of the class's docstring."""
     torch.manual_seed(0)
-    model = net()
+    model: Any = net()
     step = torch.optim.SGD(model.parameters(), lr=0.1)
     first, second, third = model[0], model[2], model[4]
+    families: list[list[tuple[Any, int]]]
     if groups == "neurons":
         families = [
             [(first.weight, 0), (first.bias, 0), (second.weight, 1)],
@@ -55,7 +56,7 @@ def by_hand(strength: float, groups: str, epochs: int, heal: float, rate: Callab
                         threshold = strength * size / penalised * rate(done) / rate(0)
                         shortened = group_soft_threshold(joined(family), threshold, dim=1)
                         widths = [w[0].numel() if d == 0 else len(w) for w, d in family]
-                        for (w, d), part in zip(family, shortened.split(widths, 1), strict=True):
+                        for (w, d), part in zip(family, torch.split(shortened, widths, 1), strict=True):
                             w.copy_(part.view(w.movedim(d, 0).shape).movedim(0, d) if w.ndim > 1 else part[:, 0])
                 done += 1
                 if done == penalised:

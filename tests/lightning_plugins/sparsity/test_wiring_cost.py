@@ -37,18 +37,18 @@ def test_prices_by_hand() -> None:
 
 
 def test_prices_of_a_flattened_convolution() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4, 2))
+    model: Any = nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4, 2))
     wiring = Wiring(neurons(model), nearest=0.1, slope=1.0)
     assert wiring.prices("0.weight").shape == (3, 1, 1, 1)
     prices = wiring.prices("3.weight").view(2, 3, 4)
-    assert (prices == prices[:, :, :1]).all() and len(prices[0, :, 0].unique()) == 3
+    assert (prices == prices[:, :, :1]).all() and len(set(prices[0, :, 0].tolist())) == 3
     assert torch.equal(wiring.wires["3.weight"].loads(), model[3].weight.detach().abs().view(2, 3, 4).sum(2))
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_places_only_get_better_and_end_where_no_swap_helps(seed: int) -> None:
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(4, 6), nn.SiLU(), nn.Linear(6, 5), nn.SiLU(), nn.Linear(5, 3))
+    model: Any = nn.Sequential(nn.Linear(4, 6), nn.SiLU(), nn.Linear(6, 5), nn.SiLU(), nn.Linear(5, 3))
     wiring = Wiring(neurons(model), nearest=0.1, slope=1.0)
     worth = {"0.weight": 1.0, "2.weight": 0.5, "4.weight": 2.0}
     costs = [cost(wiring, worth)]
@@ -69,7 +69,7 @@ def test_a_permuted_network_is_untangled() -> None:
     """Straight wires, hidden units shuffled: the places must undo the shuffle."""
     torch.manual_seed(0)
     shuffle = torch.randperm(12)
-    model = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12))
+    model: Any = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12))
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(12)[shuffle])
         model[2].weight.copy_(torch.eye(12)[:, shuffle])
@@ -237,7 +237,7 @@ def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
 
 def test_the_picture_shows_each_weight_that_is_not_zero() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     with torch.no_grad():
         model[0].weight.masked_fill_(torch.rand(4, 3) > 0.5, 0.0)
         model[2].weight.masked_fill_(torch.rand(2, 4) > 0.5, 0.0)
