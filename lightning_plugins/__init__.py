@@ -16,6 +16,8 @@ from legibility.lightning_plugins.report._controls import RandomInitControl as R
 from legibility.lightning_plugins.report._controls import TemperatureControl as TemperatureControl
 from legibility.lightning_plugins.report._report import InterpretabilityReport as InterpretabilityReport
 from legibility.lightning_plugins.sparsity._activation_sparsity import ActivationSparsity as ActivationSparsity
+from legibility.lightning_plugins.sparsity._export import load_sparse as load_sparse
+from legibility.lightning_plugins.sparsity._export import save_sparse as save_sparse
 from legibility.lightning_plugins.sparsity._group_sparsity import GroupSparsity as GroupSparsity
 from legibility.lightning_plugins.sparsity._l1_instead_of_l2 import L1InsteadOfL2 as L1InsteadOfL2
 from legibility.lightning_plugins.sparsity._l1_sparsity import L1Sparsity as L1Sparsity
@@ -38,5 +40,7 @@ __all__ = [
     "TemperatureControl",
     "TopKSparsity",
     "WiringCost",
+    "load_sparse",
     "remove_dead_neurons",
+    "save_sparse",
 ]

@@ -14,6 +14,7 @@ from legibility.losses._imitation import masked_mean as masked_mean
 from legibility.losses._imitation import reverse_kl as reverse_kl
 from legibility.losses._imitation import symmetric_kl as symmetric_kl
 from legibility.losses._meeting import kl_sum_and_gradient as kl_sum_and_gradient
+from legibility.losses._pieces import in_pieces as in_pieces
 from legibility.losses._proximal import group_soft_threshold as group_soft_threshold
 from legibility.losses._proximal import reweighted_soft_threshold as reweighted_soft_threshold
 from legibility.losses._proximal import soft_threshold as soft_threshold
@@ -32,6 +33,7 @@ __all__ = [
     "group_l1_penalty",
     "group_soft_threshold",
     "hard_threshold",
+    "in_pieces",
     "kl_sum_and_gradient",
     "l1_penalty",
     "log_penalty",

@@ -136,9 +136,13 @@ class DigitsData(LightningDataModule):
         return self._loader(self.held_out, SequentialSampler, 512)
 
 
-def _sparse(strength: float, reweighted: bool, heal: float, targets: str = "*") -> dict[str, object]:
-    settings = {"strength": strength, "targets": targets, "reweighted": reweighted, "heal": heal}
+def _sparse(strength: object, heal: float, **settings: object) -> dict[str, object]:
+    settings = {"strength": strength, "heal": heal, **settings}
     return {"class_path": "legibility.lightning_plugins.L1Sparsity", "init_args": settings}
+
+
+_WARM_UP = {"class_path": "legibility.lightning_plugins.Schedule", "init_args": {"knots": [[0.0, 0.0], [0.3, 1.0]]}}
+_RISING = {"follow_rate": False, "schedule": _WARM_UP}
 
 
 def _model(**settings: float) -> dict[str, object]:
@@ -152,14 +156,11 @@ RECIPE = Recipe(
         "plain": Arm(_model(learning_rate=1e-3)),
         "l2-dropout": Arm(_model(learning_rate=2e-2, weight_decay=0.3, dropout=0.2)),
         "l1-in-loss": Arm(_model(learning_rate=1e-2, l1=1e-4)),
-        "proximal": Arm(_model(learning_rate=1e-2), [_sparse(24.0, reweighted=False, heal=0.0)]),
-        "reweighted-heal": Arm(_model(learning_rate=5e-3), [_sparse(192.0, reweighted=True, heal=0.35)]),
-        "reweighted-heal-decay": Arm(
-            _model(learning_rate=2e-2, weight_decay=0.3),
-            [
-                _sparse(179.0, reweighted=True, heal=0.2, targets="net.0.weight"),
-                _sparse(256.0, reweighted=True, heal=0.2, targets="net.[36].weight"),
-            ],
+        "proximal": Arm(_model(learning_rate=1e-2), [_sparse(24.0, heal=0.0, reweighted=False)]),
+        "reweighted-heal": Arm(_model(learning_rate=5e-3), [_sparse(192.0, heal=0.35)]),
+        "reweighted-heal-light": Arm(
+            _model(learning_rate=2e-2, weight_decay=0.1, dropout=0.1),
+            [_sparse({"net.0.*": 115.0, "net.3.*": 191.0, "net.6.*": 287.0}, heal=0.35, **_RISING)],
         ),
     },
     presets={

@@ -15,6 +15,8 @@ from legibility.scores._held_out_metric import HeldOutImitation as HeldOutImitat
 from legibility.scores._patch_through import PatchThroughKL as PatchThroughKL
 from legibility.scores._patch_through import patch_through_kl as patch_through_kl
 from legibility.scores._queries import Queries as Queries
+from legibility.scores._sparse_cost import sparse_bytes as sparse_bytes
+from legibility.scores._sparse_cost import sparse_flops as sparse_flops
 from legibility.scores._sparsity import SparsityOfWeights as SparsityOfWeights
 from legibility.scores._sparsity import WeightSparsity as WeightSparsity
 from legibility.scores._sparsity import gini as gini
@@ -43,5 +45,7 @@ __all__ = [
     "participation_ratio",
     "patch_through_kl",
     "prediction_code_length",
+    "sparse_bytes",
+    "sparse_flops",
     "weight_sparsity",
 ]

@@ -28,7 +28,7 @@ class Ascent:
         >>> ascent = Ascent(sparsity=0.8)
         >>> ascent.read(0.0, steps=10, done=80, of=1000)  # a tenth of the way: .08 are missing
         >>> round(ascent.factor, 2)
-        5.21
+        5.2
 
     Source: dual ascent on a sparsity constraint after Gallego-Posada et al., "Controlled sparsity via constrained
     optimization", 2022; exponentiated updates after Kivinen and Warmuth, 1997.
@@ -36,6 +36,8 @@ class Ascent:
 
     def __init__(self, sparsity: float | None = None, loss_budget: float | None = None) -> None:
         self.sparsity, self.loss_budget = sparsity, loss_budget
+        self.factor, self._log = 0.0, 0.0
+        self._mean: float | None = None
         self.restore({})
 
     def read(self, value: float, *, steps: int, done: int, of: int) -> None:

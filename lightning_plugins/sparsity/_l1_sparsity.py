@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from legibility.lightning_plugins.sparsity._penalty_step import PenaltyStep
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weight_step import Stepped, skipped
-from legibility.losses import reweighted_soft_threshold, root_mean_square, soft_threshold
+from legibility.losses import in_pieces, reweighted_soft_threshold, root_mean_square, soft_threshold
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -115,19 +115,25 @@ class L1Sparsity(PenaltyStep):
             threshold = self._threshold(self._budget[one.name], size, one.pace, step)
             threshold = self._collected(one.name, one.weight.dtype, size, threshold)
             if threshold > 0:
-                one.weight.copy_(self._shrunk(one, size, threshold, optimizer))
+                self._shrink(one, size, threshold, optimizer)
 
-    def _shrunk(self, one: Stepped, size: float, base: float, optimizer: Optimizer) -> Tensor:
+    def _shrink(self, one: Stepped, size: float, base: float, optimizer: Optimizer) -> None:
         threshold: float | Tensor = base
         moment = optimizer.state[one.parameter].get("exp_avg_sq") if self.preconditioned is not None else None
+        skip = skipped(optimizer, one.weight.device)
+        if skip is not None:
+            threshold = threshold * (1 - skip)
         if moment is not None and self.preconditioned is not None:
             root = moment.to(torch.float32).sqrt()
             mean = root.mean()
             # Where nothing has a gradient yet, all are equal: 1.
-            threshold = threshold * torch.where(mean > 0, mean / root.clamp(min=self.preconditioned * mean), 1.0)
-        skip = skipped(optimizer, one.weight.device)
-        if skip is not None:
-            threshold = threshold * (1 - skip)
+            factor = torch.where(mean > 0, mean / root.clamp(min=self.preconditioned * mean), 1.0)
+            one.weight.copy_(self._proximal(one.weight, threshold * factor, size))
+            return
+        for piece in in_pieces(one.weight):
+            piece.copy_(self._proximal(piece, threshold, size))
+
+    def _proximal(self, weight: Tensor, threshold: float | Tensor, size: float) -> Tensor:
         if self.reweighted:
-            return reweighted_soft_threshold(one.weight, threshold, epsilon=0.1 * size + 1e-30)
-        return soft_threshold(one.weight, threshold)
+            return reweighted_soft_threshold(weight, threshold, epsilon=0.1 * size + 1e-30)
+        return soft_threshold(weight, threshold)

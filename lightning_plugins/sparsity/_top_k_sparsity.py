@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from legibility.lightning_plugins.foundation._callback import check_share
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weight_step import Stepped, WeightStep
-from legibility.losses import hard_threshold, magnitude_threshold
+from legibility.losses import hard_threshold, in_pieces, magnitude_threshold
 
 _TOLERANCE = 1e-3  # of the kept weights: most steps then need one look at the weights
 
@@ -98,7 +98,8 @@ class TopKSparsity(WeightStep):
             self._memory[key] = threshold
             for one in members:
                 local = _local(one.weight)
-                local.copy_(hard_threshold(local, threshold, minimum_per_row=self.minimum_per_row))
+                for piece in [local] if self.minimum_per_row else in_pieces(local):
+                    piece.copy_(hard_threshold(piece, threshold, minimum_per_row=self.minimum_per_row))
 
 
 def _local(weight: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def test_edges() -> None:
     assert magnitude_threshold([torch.zeros(3)], 2) == 0.0
     assert magnitude_threshold([torch.zeros(0)], 0) == 0.0
     extreme = torch.tensor([math.inf, 1e-45, 3e38, float("nan")])
-    kept = hard_threshold(extreme, magnitude_threshold([extreme], 3))
+    kept = hard_threshold(extreme, magnitude_threshold([extreme], 2))
     assert kept[0] == math.inf and kept[1] == 0 and kept[2] == 3e38 and kept[3].isnan()
 
 
@@ -55,7 +55,7 @@ def test_tolerance_saves_looks_and_is_kept() -> None:
     assert int((w.abs() > exact).sum()) == 1000
     looks.clear()
     near = magnitude_threshold([w], 990, start=exact, tolerance=0.02, total=counted)
-    assert near == exact and len(looks) == 2
+    assert near == exact and len(looks) == 1
     assert 990 <= int((w.abs() > near).sum()) <= 1010
 
 
