@@ -26,8 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from legibility.lightning_plugins import L1Sparsity, Schedule, WiringCost
-from legibility.lightning_plugins.sparsity._wiring_picture import wiring_picture
+from legibility.lightning_plugins import L1Sparsity, Schedule, WiringCost, wiring_picture
 
 # Name: formula, widths of the network, published test error, names of what goes in and comes out.
 TASKS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], float, list[str], list[str]]] = {

@@ -25,6 +25,14 @@ def wiring_picture(wiring: Wiring, *, inputs: Sequence[str] = (), outputs: Seque
 
     Raises:
         ValueError: Another number of names than of units.
+
+    Example:
+        >>> from torch import nn
+        >>> from legibility.lightning_plugins.sparsity._neurons import neurons
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> picture = wiring_picture(Wiring(neurons(net), nearest=0.1, slope=1.0), inputs=["x", "y"], outputs=["z"])
+        >>> picture.count("<line"), picture.count("<circle")
+        (9, 6)
     """
     layers = []
     reads = next(iter(wiring.wires.values())).reads

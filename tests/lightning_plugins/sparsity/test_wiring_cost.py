@@ -198,7 +198,7 @@ def test_wires_become_shorter(pl: Any, trainer: Callable[..., Any]) -> None:
         fit = trainer(WiringCost(4.0, swap_every=swap_every), max_epochs=6, log_every_n_steps=1)
         fit.fit(make_module(pl, optimizer="adamw"), loader())
         lengths[swap_every] = float(fit.callback_metrics["legibility/wiring/length"])
-    assert lengths[8] < 0.9 * lengths[0] and fit.callback_metrics["legibility/wiring/zeros"] > 0.3
+    assert lengths[8] < 0.9 * lengths[0] and fit.callback_metrics["legibility/wiring/zeros"] > 0.1
 
 
 def test_residual_streams_are_refused(pl: Any, trainer: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
