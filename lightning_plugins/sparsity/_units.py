@@ -60,7 +60,7 @@ class Piece:
             sums = tensor.to(dtype).square()
             sums = (sums.sum(others) if others else sums).full_tensor()
         elif others == [0]:  # columns: a few rows at a time, which is many times faster than their norms
-            parts = tensor.split(max(1, PIECE // tensor.shape[1]))
+            parts = torch.split(tensor, max(1, PIECE // tensor.shape[1]))
             sums = torch.stack([part.to(dtype).square().sum(0) for part in parts]).sum(0)
         elif others:
             sums = torch.linalg.vector_norm(tensor, dim=others, dtype=dtype).square()
