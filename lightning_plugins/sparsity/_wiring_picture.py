@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from legibility.lightning_plugins.sparsity._wiring import Wiring
 
-_WIDTH, _LAYER, _MARGIN = 480, 110, 36
+_WIDTH, _LAYER, _MARGIN = 480, 110, 46
 _COLOURS = {True: "#2166ac", False: "#b2182b"}  # positive, negative: blue and red, told apart by the colour-blind
 
 
@@ -44,7 +44,7 @@ def wiring_picture(wiring: Wiring, *, inputs: Sequence[str] = (), outputs: Seque
     height = _LAYER * len(layers) + 2 * _MARGIN
     across = {line: (_MARGIN + wiring.positions(line) * (_WIDTH - 2 * _MARGIN)).tolist() for line in lines}
     down = {line: height - _MARGIN - _LAYER * index for index, line in enumerate(lines)}
-    drawn = [f'<text x="{_WIDTH / 2}" y="16" text-anchor="middle">{_escaped(title)}</text>']
+    drawn = [f'<text x="{_WIDTH / 2}" y="15" text-anchor="middle">{_escaped(title)}</text>']
     used: dict[str, set[int]] = {line: set() for line in lines}
     for wires in layers:
         loads = wires.loads().cpu()
