@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from legibility.lightning_plugins import L1Sparsity, Schedule, TopKSparsity
+from legibility.lightning_plugins import GroupSparsity, L1Sparsity, Schedule, TopKSparsity
 
 WIDTH, DEPTH, CONTEXT, BATCH, CLASSES = 384, 6, 128, 8, 97
 
@@ -129,6 +129,10 @@ def main() -> None:
         "reweighted": lambda: L1Sparsity(100.0, heal=0.0, total_steps=1000),
         # In the middle of its way, which takes 10,000 steps.
         "top-k, 10 %": lambda: TopKSparsity(0.9, schedule=Schedule([(0.0, 0.5), (1.0, 1.0)]), total_steps=10_000),
+    }
+    variants |= {
+        f"group, {groups}": lambda groups=groups: GroupSparsity(1.0, groups, heal=0.0, total_steps=1000)
+        for groups in ("rows", "columns", "heads", "neurons")
     }
     found: dict[str, list[float]] = {name: [] for name in variants}
     plain, pat = [], []

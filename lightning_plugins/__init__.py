@@ -26,6 +26,7 @@ from legibility.lightning_plugins.sparsity._remove_dead_neurons import remove_de
 from legibility.lightning_plugins.sparsity._schedule import Schedule as Schedule
 from legibility.lightning_plugins.sparsity._top_k_sparsity import TopKSparsity as TopKSparsity
 from legibility.lightning_plugins.sparsity._wiring_cost import WiringCost as WiringCost
+from legibility.lightning_plugins.sparsity._wiring_picture import wiring_picture as wiring_picture
 
 __all__ = [
     "ActivationSparsity",
@@ -43,4 +44,5 @@ __all__ = [
     "load_sparse",
     "remove_dead_neurons",
     "save_sparse",
+    "wiring_picture",
 ]

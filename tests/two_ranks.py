@@ -17,7 +17,7 @@ from manual_programs import attached
 from tiny import make_module, weights_of
 from torch.utils.data import DataLoader
 
-from legibility.lightning_plugins import L1Sparsity, StudentLegibility
+from legibility.lightning_plugins import GroupSparsity, L1Sparsity, StudentLegibility, WiringCost
 from legibility.students import MLPStudent
 
 
@@ -32,7 +32,12 @@ def main(namespace: str, out: str, which: str, accumulate: str = "1") -> None:
     students = [MLPStudent(width=16, depth=1), MLPStudent(width=8, depth=2)]
     where: dict[str, Any] = {"model": "nets.g", "imitate": "distribution"} if which == "manual" else {"taps": "net.0"}
     legibility = StudentLegibility(0.7, students=students, warmup=0.0, summary=False, **where)
-    callbacks: list[Any] = [L1Sparsity(2.0)] if which == "l1" else [legibility]
+    sparse: dict[str, Any] = {
+        "l1": L1Sparsity(2.0),
+        "neurons": GroupSparsity(1.0, groups="neurons"),
+        "wiring": WiringCost(2.0, swap_every=4),
+    }
+    callbacks = [sparse.get(which, legibility)]
     strategy: Any = "auto"
     if world > 1:
         strategies = importlib.import_module(f"{namespace}.strategies")
@@ -45,7 +50,9 @@ def main(namespace: str, out: str, which: str, accumulate: str = "1") -> None:
     )  # fmt: skip
     trainer.fit(module, DataLoader(rows, batch_size=share))
     result = {"weights": weights_of(module), "gradients": module.seen}
-    if which != "l1":
+    if which == "wiring":
+        result["places"] = sparse["wiring"].wiring.places
+    if which not in sparse:
         assert legibility.built is not None
         cohort = legibility.built.cohort
         result["students"] = {name: weights_of(network) for name, network in cohort.networks.items()}

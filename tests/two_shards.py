@@ -17,7 +17,7 @@ from tiny import make_module
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from legibility.lightning_plugins import L1Sparsity, StudentLegibility, TopKSparsity
+from legibility.lightning_plugins import GroupSparsity, L1Sparsity, StudentLegibility, TopKSparsity, WiringCost
 from legibility.students import MLPStudent
 
 try:
@@ -72,6 +72,8 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
             callbacks={
                 "legibility": [legibility],
                 "l1": [L1Sparsity(2.0, total_steps=24)],
+                "neurons": [GroupSparsity(1.0, groups="neurons", total_steps=24)],
+                "wiring": [WiringCost(2.0, swap_every=4, total_steps=24)],
                 "top_k": [TopKSparsity(0.8, scope="global", total_steps=24)],
             }[which],
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

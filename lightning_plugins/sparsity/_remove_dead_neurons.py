@@ -52,7 +52,7 @@ def remove_dead_neurons(model: nn.Module) -> Smaller:
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> _ = net[2].weight.data[:, [0, 3]].zero_()
+        >>> net[2].weight.data[:, :2] = 0
         >>> smaller = remove_dead_neurons(net)
         >>> smaller.model[0], smaller.removed
         (Linear(in_features=3, out_features=2, bias=True), {'0': 2})

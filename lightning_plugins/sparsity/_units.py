@@ -10,6 +10,8 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from legibility.lightning_plugins.foundation._recorder import plain_name
 
+PIECE = 1 << 16  # weights that are taken at a time where the processor's cache counts
+
 
 @dataclass(frozen=True, eq=False)
 class Piece:
@@ -57,6 +59,9 @@ class Piece:
         if isinstance(tensor, DTensor):
             sums = tensor.to(dtype).square()
             sums = (sums.sum(others) if others else sums).full_tensor()
+        elif others == [0]:  # columns: a few rows at a time, which is many times faster than their norms
+            parts = torch.split(tensor, max(1, PIECE // tensor.shape[1]))
+            sums = torch.stack([part.to(dtype).square().sum(0) for part in parts]).sum(0)
         elif others:
             sums = torch.linalg.vector_norm(tensor, dim=others, dtype=dtype).square()
         else:

@@ -23,6 +23,8 @@ def _alone(tmp_path: Path, namespace: str, which: str, accumulate: int) -> dict[
         ("pytorch_lightning", "legibility", 1),
         ("lightning.pytorch", "legibility", 2),
         ("pytorch_lightning", "l1", 1),
+        ("lightning.pytorch", "neurons", 1),
+        ("pytorch_lightning", "wiring", 1),
         ("lightning.pytorch", "manual", 1),
     ],
 )
@@ -35,7 +37,14 @@ def test_two_ranks_equal_one_process(tmp_path: Path, namespace: str, which: str,
     for ours, theirs in zip(first["gradients"], alone["gradients"], strict=True):
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    if which != "l1":
+    if which == "neurons":
+        assert (alone["weights"].view(-1) == 0).sum() > 64
+        assert torch.equal(first["weights"] == 0, alone["weights"] == 0)
+    if which == "wiring":
+        for line, places in alone["places"].items():
+            assert torch.equal(first["places"][line], places) and torch.equal(second["places"][line], places)
+        assert any((places != torch.arange(len(places))).any() for places in alone["places"].values())
+    if which in ("legibility", "manual"):
         assert any(alone["active"].values()) and alone["active"] == first["active"] == second["active"]
         for name, weights in alone["students"].items():
             assert torch.equal(first["students"][name], second["students"][name])

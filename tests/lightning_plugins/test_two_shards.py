@@ -15,7 +15,13 @@ PROGRAM = Path(__file__).parents[1] / "two_shards.py"
 
 @pytest.mark.parametrize(
     ("namespace", "which"),
-    [("pytorch_lightning", "legibility"), ("lightning.pytorch", "l1"), ("pytorch_lightning", "top_k")],
+    [
+        ("pytorch_lightning", "legibility"),
+        ("lightning.pytorch", "l1"),
+        ("pytorch_lightning", "top_k"),
+        ("lightning.pytorch", "neurons"),
+        ("pytorch_lightning", "wiring"),
+    ],
 )
 def test_sharded_weights_equal_whole_ones(tmp_path: Path, namespace: str, which: str) -> None:
     main(namespace, str(tmp_path / "result"), which)

@@ -1,5 +1,7 @@
 """Which neurons are found in a network, which are left out and why; dead ones are cut out and the outputs stay."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -187,7 +189,7 @@ def test_rows_and_columns_of_transposed_and_grouped_convolutions() -> None:
 
 
 def test_lengths_are_of_whole_units() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    model: Any = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
         model[0].bias.copy_(torch.tensor([2.0, 0.0]))
@@ -216,7 +218,7 @@ def test_the_smaller_network_computes_the_same(columns: bool, training: bool) ->
     model(x)  # running statistics that are not 0 and 1
     kill(model, share=0.5, columns=columns)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    smaller = remove_dead_neurons(model)
+    smaller: Any = remove_dead_neurons(model)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert sum(p.numel() for p in smaller.model.parameters()) < sum(p.numel() for p in model.parameters())
     # Behind a norm or a sigmoid a dead row is not a dead neuron.
@@ -229,7 +231,7 @@ def test_the_smaller_network_computes_the_same(columns: bool, training: bool) ->
 
 def test_a_constant_neuron_stays_and_a_dead_layer_keeps_one() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     model[0].weight.data.zero_()  # the biases are not zero
     smaller = remove_dead_neurons(model)
     assert smaller.removed == {} and smaller.left == {"2": "its output is the model's"}
@@ -255,7 +257,7 @@ def test_what_can_not_be_cut_stays_whole_by_name() -> None:
 
 def test_death_spreads_backwards() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
     with torch.no_grad():
         model[4].weight[:, 0] = 0  # neuron 0 of the second layer is dead,
         model[2].weight[1:, 2] = 0  # and it was the only one to read neuron 2 of the first
