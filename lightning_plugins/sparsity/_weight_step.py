@@ -76,6 +76,7 @@ class WeightStep(LegibilityCallback):
 
     def _reset(self) -> None:
         self._start: int | None = None
+        self._planned = 0
         self._penalised = 1
         self._zeros: dict[str, Tensor] = {}
         self._done: dict[str, int] = {}
@@ -109,7 +110,8 @@ class WeightStep(LegibilityCallback):
         """Everything is restored and the number of steps is known: hooks the optimizers.
 
         Raises:
-            ValueError: An unknown number of steps, or targets that no optimizer steps.
+            ValueError: An unknown number of steps, another one than the fit had that is resumed, or targets that no
+                optimizer steps.
         """
         if not self.active:
             return
@@ -126,7 +128,15 @@ class WeightStep(LegibilityCallback):
                 "`total_steps`: the trainer can't tell how long this fit is, and the schedule is one over all of "
                 f"it. Give `{type(self).__name__}(..., total_steps=N)`, or `max_steps`/`max_epochs` to the Trainer."
             )
-        self._penalised = max(1, round((end - self._start) * (1 - self.heal)))
+        planned = end - self._start
+        if state and self.total_steps is None and state["planned"] != planned:
+            raise ValueError(
+                f"`total_steps`: this fit is planned for {planned} steps, the one it resumes was for {state['planned']}, "
+                f"and the schedule is one over all of it. Give `{type(self).__name__}(..., total_steps={planned})` to "
+                "both fits, or to this one the number that it shall count with from now on."
+            )
+        self._planned = planned
+        self._penalised = max(1, round(planned * (1 - self.heal)))
         self._begin(trainer, fresh=not state)
         for index, optimizer in enumerate(trainer.optimizers):
             if self.heal > 0 and self._done.get(str(index), 0) >= self._penalised:
@@ -156,7 +166,7 @@ class WeightStep(LegibilityCallback):
         """Plain numbers and tensors, so that a resumed fit goes on exactly."""
         if self._start is None:
             return {}
-        kept = {"start": self._start, "done": self._done, "peak": self._peak, "memory": self._memory}
+        kept = {"start": self._start, "planned": self._planned, "done": self._done, "peak": self._peak, "memory": self._memory}
         tensors = {"tensors": {name: tensor.clone() for name, tensor in self._tensors.items()}} if self._tensors else {}
         return {key: dict(value) if isinstance(value, dict) else value for key, value in kept.items()} | tensors
 

@@ -163,3 +163,13 @@ def test_the_share_of_zeros_is_logged(module: Any, trainer: Callable[..., Any]) 
     logged = fit.callback_metrics["legibility/l1/zeros"]
     torch.testing.assert_close(logged, (matrices == 0).float().mean())
     assert fit.callback_metrics["legibility/l1/strength"] == 50.0
+
+
+def test_another_length_than_was_planned_is_asked_about(pl: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
+    first = trainer(L1Sparsity(2.0), max_epochs=1)
+    first.fit(make_module(pl), loader())
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    with pytest.raises(ValueError, match="`total_steps`: this fit is planned for 16 steps, .* was for 8"):
+        trainer(L1Sparsity(2.0), max_epochs=2).fit(make_module(pl), loader(), ckpt_path=str(tmp_path / "first.ckpt"))
+    named = L1Sparsity(2.0, total_steps=16)
+    trainer(named, max_epochs=2).fit(make_module(pl), loader(), ckpt_path=str(tmp_path / "first.ckpt"))
