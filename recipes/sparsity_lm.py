@@ -68,10 +68,10 @@ RECIPE = Recipe(
     arms={
         "plain": _arm(),
         "no-decay": _arm(weight_decay=0.0),
-        **{f"l1-in-loss-{s:g}": _arm(l1=s, weight_decay=0.0) for s in (1e-6, 1e-5, 3e-5, 1e-4)},
+        **{f"l1-in-loss-{s:g}": _arm(l1=s, weight_decay=0.0) for s in (1e-6, 1e-5, 1e-4, 3e-4)},
         **{
             f"proximal-{s}": _arm("L1Sparsity", {"strength": s, "reweighted": False, "heal": 0.0}, weight_decay=0.0)
-            for s in (1, 2, 4, 8)
+            for s in (2, 4, 8, 16)
         },
         **{
             f"reweighted-heal-{s}": _arm("L1Sparsity", {"strength": s, "heal": 0.35}, weight_decay=0.0)
@@ -79,7 +79,7 @@ RECIPE = Recipe(
         },
         **{
             f"group-{s:g}": _arm("GroupSparsity", {"strength": s, "groups": "rows"}, weight_decay=0.0)
-            for s in (0.5, 1, 2, 4)
+            for s in (1, 2, 4, 8)
         },
         **{f"top-k-{1 - s:.2f}": _arm("TopKSparsity", {"sparsity": s}, weight_decay=0.0) for s in _SHARES},
         **{f"pruning-{1 - s:.2f}": _arm("PruneOnce", {"amount": s, "epoch": 0}, _PRUNE) for s in _SHARES},
