@@ -5,6 +5,22 @@ Rivals: L1 in the loss, and Lightning's ModelPruning (global magnitude at half-t
 proximal optimizer (PAT) needs a library of its own: `benchmarks/sparsity_pat.py` is the same recipe for it, and its
 records compare with these.
 
+Expected, preset full with 6 seeds (0 to 5), test split, mean +- standard deviation over seeds; the rates were not tuned
+again for each strength. l2-dropout: loss .058 +- .017, accuracy .981, no zeros; plain: .102 +- .033, .971.
+
+| method | loss (exact zeros) at four strengths |
+|---|---|
+| l1-in-loss | .089, .083, .092, .115 (no exact zero at any) |
+| proximal | .087 (.55), .108 (.73), .109 (.86), .105 (.91) |
+| reweighted-heal | .100 (.71), .103 (.80), .099 (.88), .114 (.93) |
+| group, whole neurons | .090 (.25), .086 (.33), .087 (.79), .116 (.91) |
+| top-k | .102 (.70), .107 (.90), .132 (.95), .185 (.97) |
+| pruning and fine-tuning | .105 (.70), .109 (.90), .160 (.95), .460 (.97) |
+
+With a standard deviation of .03 to .05 over seeds most of this is one cloud: up to 90 % zeros no method differs from
+another, nor from plain; all are above tuned L2 + dropout. Beyond 90 %, reweighted-heal (.114 at 93 %) and top-k (.132 at 95 %)
+lie outside of pruning's front (.160 at 95 %). At equal task loss no method is easier to imitate than another: Holm over 54
+tests leaves nothing. In `digits`, L1 beside light L2 and dropout does what none of these does alone.
 """
 
 import functools

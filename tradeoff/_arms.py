@@ -154,6 +154,7 @@ def is_matched(section: Section, arm: Arm, control: Arm) -> bool | None:
     return abs(gap.mean) <= slack + 0.1 * abs(cell.change.mean)
 
 
-def natural(text: str) -> list[tuple[int, str]]:
-    """Sort key by which `arm-2` comes before `arm-10`."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", text)]
+def natural(text: str) -> list[tuple[float, str]]:
+    """Sort key by which `arm-2` comes before `arm-10`, and `arm-0.05` before `arm-0.3`."""
+    parts = re.split(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)", text)
+    return [(float(part), "") if index % 2 else (-1.0, part) for index, part in enumerate(parts)]

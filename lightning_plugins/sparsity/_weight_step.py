@@ -166,7 +166,13 @@ class WeightStep(LegibilityCallback):
         """Plain numbers and tensors, so that a resumed fit goes on exactly."""
         if self._start is None:
             return {}
-        kept = {"start": self._start, "planned": self._planned, "done": self._done, "peak": self._peak, "memory": self._memory}
+        kept = {
+            "start": self._start,
+            "planned": self._planned,
+            "done": self._done,
+            "peak": self._peak,
+            "memory": self._memory,
+        }
         tensors = {"tensors": {name: tensor.clone() for name, tensor in self._tensors.items()}} if self._tensors else {}
         return {key: dict(value) if isinstance(value, dict) else value for key, value in kept.items()} | tensors
 

@@ -67,7 +67,9 @@ def test_every_shipped_recipe_is_found_and_names_itself() -> None:
 
 
 def test_wrong_names_are_answered_with_near_ones(toy: Path) -> None:
-    with pytest.raises(ValueError, match=r"no recipe 'digit': did you mean digits or sparsity_digits\? There are: .*digits"):
+    with pytest.raises(
+        ValueError, match=r"no recipe 'digit': did you mean digits or sparsity_digits\? There are: .*digits"
+    ):
         find("digit")
     with pytest.raises(ValueError, match=r"no recipe at \./nothing\.py: no such file"):
         find("./nothing.py")

@@ -1,19 +1,16 @@
 """Arms that are one method at several strengths, and how they are drawn: the same colour and shape, on one curve."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from legibility.tradeoff._arms import Arm, Section
+from legibility.tradeoff.statistics import method_of
 
 COLOURS = 8
 _SHAPES = ("circle", "diamond", "triangle-up", "pentagon", "triangle-down", "star", "hexagon")
 _BASELINE_SHAPE = "square"
 _CONTROL_SHAPES = ("x", "cross")
-_STRENGTH = re.compile(
-    r"^(?P<method>.*[^\s=@:_-])[\s=@:_-](?P<strength>[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)$", re.DOTALL
-)
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,8 @@ class Group:
 
 def strength(arm: Arm) -> str | None:
     """What the arm's name ends in if that is a number, such as `"0.3"` of `"legibility-0.3"`."""
-    found = _STRENGTH.match(arm.name)
-    return found["strength"] if found else None
+    found = method_of(arm.name)[1]
+    return None if found is None else f"{found:g}"
 
 
 def groups(section: Section) -> list[Group]:
@@ -84,17 +81,16 @@ def looks(section: Section) -> dict[str, Look]:
 
 def _key(section: Section, arm: Arm) -> tuple[object, ...]:
     """What arms of one method have in common."""
-    found = _STRENGTH.match(arm.name)
+    method, found = method_of(arm.name)
     if found is None or arm.name == section.baseline:
         return (arm.name,)
     control = arm.control_of
     kind = None if control is None else (control.kind, control.arm, _method_of(control.matches))
-    return (found["method"], kind, tuple(sorted(arm.records[0].strengths)))
+    return (method, kind, tuple(sorted(arm.records[0].strengths)))
 
 
 def _method_of(name: str | None) -> str | None:
-    found = _STRENGTH.match(name or "")
-    return found["method"] if found else name
+    return None if name is None else method_of(name)[0]
 
 
 def _told_apart(group: Group) -> str:
@@ -105,8 +101,7 @@ def _told_apart(group: Group) -> str:
 
 
 def _group(arms: Sequence[Arm], look: Look) -> Group:
-    found = _STRENGTH.match(arms[0].name)
-    name = found["method"] if found and len(arms) > 1 else arms[0].name
+    name = method_of(arms[0].name)[0] if len(arms) > 1 else arms[0].name
     ordered = sorted(arms, key=lambda arm: float(strength(arm) or 0.0))
     control = arms[0].control_of
     return Group(name, tuple(ordered), look, control is not None, control is not None and control.kind == "random-init")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from legibility.tradeoff._arms import natural
 from legibility.tradeoff._record import RunRecord, ScoreEntry
 from legibility.tradeoff.records._check import FAMILY_OF_SCHEMAS, check, parse
 
@@ -88,14 +89,10 @@ def find_records(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
         if not start.is_dir():
             found.setdefault(start.resolve(), (start, load_record(start)))
             continue
-        for file in sorted(start.rglob("*.json"), key=_natural):
+        for file in sorted(start.rglob("*.json"), key=lambda path: natural(str(path))):
             if file.is_file() and file.resolve() not in found and (record := _if_record(file)) is not None:
                 found[file.resolve()] = (file, record)
     return list(found.values())
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", str(path))]
 
 
 def _if_record(file: Path) -> RunRecord | None:
