@@ -1,14 +1,12 @@
 """What the page shows below its headline table: methods at equal task loss, what each can reach, how scores agree."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from legibility.tradeoff._arms import Comparison, Section
-from legibility.tradeoff._matched_words import matched_sentences
+from legibility.tradeoff._arms import Comparison, Metric, Section
+from legibility.tradeoff._matched_words import matched_cautions, matched_sentences
 from legibility.tradeoff._plain_table import PlainTable
-from legibility.tradeoff._wording import number, title, unit_and_direction, with_half_width
+from legibility.tradeoff._wording import number, title, with_half_width
 from legibility.tradeoff.statistics import Match, compare_at_matched_loss, fronts, rank_correlations
-
-_STRONG = 0.05
 
 
 def further_tables(comparison: Comparison) -> dict[str | None, list[PlainTable]]:
@@ -34,12 +32,19 @@ def further_tables(comparison: Comparison) -> dict[str | None, list[PlainTable]]
 def _tables(section: Section) -> Iterable[PlainTable]:
     matches = compare_at_matched_loss(section)
     compared = [match for match in matches if match.difference is not None]
-    caption = " ".join(matched_sentences(section, matches))
     if compared:
-        header = ["method", "against", "score", "difference", "at task loss", "adjusted p", "verdict"]
-        yield PlainTable("At equal task loss", caption, header, [_row(match) for match in compared])
-    elif caption:
-        yield PlainTable("At equal task loss", "What could be said, and why no more.", ["finding"], [[caption]])
+        metrics = list(dict.fromkeys(match.metric for match in compared))
+        pairs: dict[tuple[str, str], dict[Metric, Match]] = {}
+        for match in compared:
+            pairs.setdefault((match.method, match.other), {})[match.metric] = match
+        header = ["method", "against", "at task loss", *(title(metric) for metric in metrics)]
+        caption = (
+            "Method minus other, means over the range of task loss that both cover, paired by seed; better or worse if"
+            " the adjusted p is below .05, = no difference to be told; \u2020 trained on: no evidence. "
+        ) + " ".join(matched_cautions(matches))
+        yield PlainTable("At equal task loss", caption, header, [_row(pair, metrics) for pair in pairs.values()])
+    elif sentences := matched_sentences(section, matches):
+        yield PlainTable("At equal task loss", "Why nothing can be said.", ["reason"], [[text] for text in sentences])
     yield _reached(section)
     yield PlainTable(
         "Do the scores agree?",
@@ -54,34 +59,41 @@ def _tables(section: Section) -> Iterable[PlainTable]:
     )
 
 
-def _row(match: Match) -> list[str]:
-    assert match.difference is not None and match.loss is not None
-    unit = " points" if match.unit == "points" else ""
-    return [
-        match.method,
-        match.other,
-        title(match.metric),
-        with_half_width(match.difference, match.unit) + unit,
-        f"{match.loss[0]:.4g} to {match.loss[1]:.4g}",
-        "–" if match.adjusted is None else "< 0.001" if match.adjusted < 0.001 else f"{match.adjusted:.3f}",
-        match.outcome,
-    ]
+def _row(pair: Mapping[Metric, Match], metrics: Sequence[Metric]) -> list[str]:
+    first = next(iter(pair.values()))
+    assert first.loss is not None
+    low, high = (f"{end:.3g}" for end in first.loss)
+    at = low if low == high else f"{low} to {high}"
+    return [first.method, first.other, at, *(_cell(pair.get(metric)) for metric in metrics)]
+
+
+def _cell(match: Match | None) -> str:
+    if match is None or match.difference is None:
+        return "\u2013"
+    unit = " pp" if match.unit == "points" else ""
+    sign = "+" if match.difference.mean > 0 else ""
+    difference = sign + with_half_width(match.difference, match.unit) + unit
+    if match.outcome == "trained on":
+        return f"{difference} \u2020"
+    verdict = "=" if match.outcome == "no difference" else match.outcome
+    p = "" if match.adjusted is None else f", p {max(match.adjusted, 0.001):.2g}"
+    return f"{difference} ({verdict}{p})"
 
 
 def _reached(section: Section) -> PlainTable:
-    rows = []
-    for metric in section.headlines:
-        found = fronts(section, metric) if metric.direction is not None else None
-        for method in found.methods if found is not None and len(found.methods) > 1 else ():
+    found = [one for metric in section.headlines if metric.direction is not None and (one := fronts(section, metric))]
+    found = [one for one in found if len(one.methods) > 1]
+    volumes: dict[str, dict[Metric, str]] = {}
+    trials: dict[str, str] = {}
+    for one in found:
+        for method in one.methods:
             fewest, most = method.trials
-            half = method.volume.half_width
-            trials = str(most) if fewest == most else f"{fewest} to {most}"
-            volume = number(method.volume.mean, half)
-            rows.append([f"{title(metric)} ({unit_and_direction(metric)})", method.method, volume, trials])
+            trials[method.method] = str(most) if fewest == most else f"{fewest} to {most}"
+            volumes.setdefault(method.method, {})[one.metric] = number(method.volume.mean, method.volume.half_width)
     return PlainTable(
         "What each method can reach",
-        "Hypervolume between a method's runs and the worst loss and score of all, per seed: larger reaches further. It"
-        " favours the method that tried more strengths.",
-        ["score", "method", "hypervolume, loss x score", "runs of a seed"],
-        rows,
+        "Hypervolume between a method's runs and the worst loss and score of all, per seed, in units of loss times score:"
+        " larger reaches further. It favours the method that tried more strengths.",
+        ["method", "runs of a seed", *(title(one.metric) for one in found)],
+        [[name, trials[name], *(row.get(one.metric, "\u2013") for one in found)] for name, row in volumes.items()],
     )

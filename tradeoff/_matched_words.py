@@ -47,7 +47,7 @@ def matched_sentences(section: Section, matches: Sequence[Match]) -> list[str]:
             pairs.setdefault((match.method, match.other), []).append(match)
     if not pairs:
         return list(_nothing(section))
-    return [*(_sentence(found) for found in pairs.values()), *_cautions(matches)]
+    return [*(_sentence(found) for found in pairs.values()), *matched_cautions(matches)]
 
 
 def _nothing(section: Section) -> Iterable[str]:
@@ -108,7 +108,7 @@ def _left_out(match: Match) -> str:
     return f" ({used}; without seed {listed}, where {next(iter(match.left_out.values()))})"
 
 
-def _cautions(matches: Sequence[Match]) -> Iterable[str]:
+def matched_cautions(matches: Sequence[Match]) -> Iterable[str]:
     tests = sum(match.adjusted is not None for match in matches)
     if tests:
         yield (
