@@ -29,7 +29,7 @@ def test_a_gain_at_equal_loss_is_a_row_with_its_verdict() -> None:
     matched = tables["At equal task loss"]
     assert list(matched.header) == ["method", "against", "at task loss", "held-out KL"]
     (row,) = [row for row in matched.rows if list(row[:2]) == ["ours", "decay"]]
-    assert "(better, p 0.001)" in row[3] and row[3].startswith("−") and "%" in row[3]
+    assert "(better, p 0.001)" in row[3] and row[3].startswith("-") and "%" in row[3]
     reached = {row[0]: row for row in tables["What each method can reach"].rows}
     assert reached["ours"][1] == "5" and float(reached["ours"][2].split()[0]) > float(reached["decay"][2].split()[0])
 
