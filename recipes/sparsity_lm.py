@@ -3,6 +3,18 @@
 The text and the transformer of `stdlib_lm` (width 64, .17M parameters), 700 steps (350 batches, twice) from scratch;
 each method at four strengths. It is underfit, so nothing here regularises: zeros cost, and the question is how little.
 
+Measured so far, preset full, **one seed** (0), held-out files; plain: 2.02 nats per character.
+
+| method | loss (exact zeros) at four strengths |
+|---|---|
+| l1-in-loss | 2.02, 2.03, 2.34, 2.45 (no exact zero at any) |
+| proximal | 2.11 (.01), 2.26 (.08), 2.40 (.39), 2.60 (.78) |
+| reweighted-heal | 2.06 (.19), 2.16 (.50), 2.28 (.77), 2.40 (.91) |
+| top-k | 2.11 (.50), 2.17 (.70), 2.57 (.90), 3.78 (.97) |
+| pruning and fine-tuning | 2.07 (.46), 2.12 (.65), 2.30 (.83), 2.69 (.89) |
+
+So up to about 80 % zeros ModelPruning with fine-tuning is on the front, and reweighted-heal at 90 %; plain proximal steps are
+dominated. One seed is no interval, rates were not tuned for each method, and group was not run.
 """
 
 import functools
