@@ -109,6 +109,7 @@ def _left_out(match: Match) -> str:
 
 
 def matched_cautions(matches: Sequence[Match]) -> Iterable[str]:
+    """How to read the numbers, and one sentence for each reason to be careful."""
     tests = sum(match.adjusted is not None for match in matches)
     if tests:
         yield (

@@ -116,15 +116,11 @@ def test_what_needs_a_failed_run_is_not_tried(toy: Path) -> None:
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
 def test_what_is_finished_is_kept_and_workers_end(toy: Path, asked: signal.Signals) -> None:
     edit(toy, 'print("Other says", self.strength)', "import time; time.sleep(600)")
-    command = [sys.executable, "-m", "legibility.recipes._cli", "sweep", "./toy.py", "--jobs", "1", "--seeds", "1"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # Whoever starts the tests in a script's background has Ctrl-C ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # Whoever starts the tests in a script's background has Ctrl-C ignored, and children inherit that.
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "from legibility.recipes._cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "sweep", "./toy.py", "--jobs", "1", "--seeds", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not (Path("runs/toy/quick/other/seed-0/config.yaml").exists()) and time.monotonic() < deadline:
         time.sleep(0.1)

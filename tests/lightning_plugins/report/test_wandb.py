@@ -53,6 +53,9 @@ def wandb_logger(pl: Any, folder: Path, **options: Any) -> Any:
 
 def inspect(folder: Path) -> list[dict[str, Any]]:
     """What an offline run holds."""
+    wandb = pytest.importorskip("wandb")
+    if tuple(map(int, wandb.__version__.split(".")[:2])) < (0, 31):
+        pytest.skip(f"wandb {wandb.__version__} can't read its offline runs back: `wandb leet inspect` came with 0.31")
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     command = [os.path.join(os.path.dirname(sys.executable), "wandb"), "leet", "inspect", str(file), "--json"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

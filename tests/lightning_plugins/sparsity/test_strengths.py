@@ -175,7 +175,9 @@ def test_targets_that_nobody_steps(pl: Any, trainer: Callable[..., Any]) -> None
 
 
 def test_averaged_weights_are_sparse_too(pl: Any, trainer: Callable[..., Any]) -> None:
-    average = pytest.importorskip(f"{pl.__name__}.callbacks").EMAWeightAveraging
+    average = getattr(pytest.importorskip(f"{pl.__name__}.callbacks"), "EMAWeightAveraging", None)
+    if average is None:
+        pytest.skip("this Lightning has no EMAWeightAveraging")
     seen: list[float] = []
 
     for first in (True, False):
