@@ -26,17 +26,26 @@ Tell = Callable[[str, float], None]
 Written = Callable[[Path], contextlib.AbstractContextManager[object]]
 
 
-def run(job: Job, *, written: Written = contextlib.nullcontext, tell: Tell | None = None, bar: bool = False) -> str:
+def run(
+    job: Job,
+    *,
+    written: Written = contextlib.nullcontext,
+    tell: Tell | None = None,
+    bar: bool = False,
+    again: bool = False,
+) -> str:
     """Runs one job and leaves its folder finished.
 
     What was in the folder of an earlier run goes first, the digest comes last: a run that was killed is not finished.
-    If another process is at this very run, it is waited for, and what it leaves is taken.
+    If another process is at this very run, it is waited for, and what it leaves is taken; so is what another process
+    finished between the look at what is to be done and this call.
 
     Args:
         job: The run.
         written: While inside ``written(path)``, what is printed goes into that file; default: where it always goes.
         tell: Called a few times each second.
         bar: Whether Lightning shows its progress bar.
+        again: Run it though it is finished, unless another process did that while this one waited for it.
 
     Returns:
         What the user should know although the run is finished; mostly nothing.
@@ -46,9 +55,10 @@ def run(job: Job, *, written: Written = contextlib.nullcontext, tell: Tell | Non
     """
     tell = tell or (lambda stage, share: None)
     with claimed(job.folder, lambda holder: tell(f"waiting for {holder}", 0.0)) as waited:
-        if waited and job.state() == "finished":
+        state = job.state()
+        if state == "finished" and (waited or not again):
             return "by another process"
-        if waited and job.state() == "failed":
+        if state == "failed" and waited:
             raise RuntimeError("it failed in another process")
         clean(job.folder)
         with written(job.folder / LOG):

@@ -142,7 +142,7 @@ def test_a_killed_run_is_not_finished(toy: Path) -> None:
     record = (job.folder / "record.json").read_bytes()
     program = (
         "from pathlib import Path; from legibility.recipes._plan import plan; from legibility.recipes._engine import run;"
-        "run(plan(['./toy.py'], arms=['plain'], seeds=[0], out=Path('runs'))[0])"
+        "run(plan(['./toy.py'], arms=['plain'], seeds=[0], out=Path('runs'))[0], again=True)"
     )
     environment = os.environ | {"TINY_DIE": "yes"}
     died = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
@@ -223,7 +223,7 @@ def test_controls_measure_the_finished_model(toy: Path) -> None:
     assert {path.name for path in cool.folder.iterdir()} == FILES - {"last.ckpt"}
     (plain.folder / "last.ckpt").unlink()
     with pytest.raises(FileNotFoundError, match=r"last\.ckpt is missing; delete .*digest\.txt"):
-        run(cool)
+        run(cool, again=True)
 
 
 def test_an_interrupted_fit_is_an_interruption_and_no_failure(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,11 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_run_again(toy: Pat
     assert told == [f"waiting for process {other.pid} on {os.uname().nodename}"]
     assert (job.folder / "record.json").stat().st_mtime_ns == record
     other.wait()
+    # It was finished before this process came to it, too late to wait for: not once more, unless asked to.
+    assert run(job) == "by another process"
+    assert (job.folder / "record.json").stat().st_mtime_ns == record
+    assert run(job, again=True) == ""
+    assert (job.folder / "record.json").stat().st_mtime_ns > record
 
     (job.folder / "digest.txt").unlink()
     write_failure(job.folder, job.digest, "Traceback\nValueError: no")
