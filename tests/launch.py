@@ -1,6 +1,8 @@
 """Starts a test program twice, as the two ranks of one gloo group."""
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -13,9 +15,7 @@ from tiny import loader
 
 def two(program: Path, namespace: str, out: Path, *arguments: str, gpus: bool = False) -> list[dict[str, Any]]:
     """Runs `program NAMESPACE OUT ARGUMENTS` on two ranks; returns what each saved as OUT-2-RANK.pt."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     path = os.pathsep.join(filter(None, [str(program.parent), os.environ.get("PYTHONPATH")]))
     base = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
     processes = []
@@ -26,10 +26,23 @@ def two(program: Path, namespace: str, out: Path, *arguments: str, gpus: bool = 
         processes.append(
             subprocess.Popen(command, env=base | ranks, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
-    for process in processes:
-        printed, _ = process.communicate(timeout=280)
-        assert process.returncode == 0, printed
+    try:
+        for process in processes:
+            printed, _ = process.communicate(timeout=280)
+            assert process.returncode == 0, printed
+    finally:
+        for process in processes:
+            process.kill()  # one that waits for the other's death would wait for half an hour
     return [torch.load(f"{out}-2-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def _free_port() -> int:
+    """Below the range that systems take ports for outgoing connections from: seconds pass until rank 0 listens."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def place() -> tuple[int, int]:
