@@ -8,6 +8,8 @@ from legibility.tradeoff._wording import change, interval, seeds, title
 from legibility.tradeoff.statistics import Match, MatchedOutcome, curves, smallest_sign_flip_p, t_test
 
 ENOUGH_POINTS = 4
+_FEW = 10
+_TOLD: tuple[MatchedOutcome, ...] = ("better", "worse", "different")
 
 _CLAUSES: dict[MatchedOutcome, str] = {
     "better": "better in",
@@ -20,12 +22,13 @@ _CLAUSES: dict[MatchedOutcome, str] = {
 }
 
 
-def matched_sentences(section: Section, matches: Sequence[Match]) -> list[str]:
+def matched_sentences(section: Section, matches: Sequence[Match], *, brief: bool = False) -> list[str]:
     """One sentence for each pair of methods, then one for each reason to be careful.
 
     Args:
         section: from `compare`.
         matches: what `compare_at_matched_loss` found in it.
+        brief: of more than ten pairs, only those of which something can be told, and how many others there are.
 
     Returns:
         Sentences; empty if the section has nothing but its baseline.
@@ -47,7 +50,15 @@ def matched_sentences(section: Section, matches: Sequence[Match]) -> list[str]:
             pairs.setdefault((match.method, match.other), []).append(match)
     if not pairs:
         return list(_nothing(section))
-    return [*(_sentence(found) for found in pairs.values()), *matched_cautions(matches)]
+    told = {pair for pair, found in pairs.items() if any(match.outcome in _TOLD for match in found)}
+    if not brief or len(pairs) <= _FEW:
+        return [*(_sentence(found) for found in pairs.values()), *matched_cautions(matches)]
+    said = [_sentence(found) for pair, found in pairs.items() if pair in told]
+    others = (
+        f"{len(pairs) - len(told)} of {len(pairs)} pairs: no difference to be told in any score, or no common task loss"
+    )
+    numbers = list(matched_cautions(matches))[:1] if said else []
+    return [*said, f"{others}. The HTML report lists them, with the reasons to be careful.", *numbers]
 
 
 def _nothing(section: Section) -> Iterable[str]:

@@ -1,5 +1,7 @@
 """The comparison as tables in a terminal, 80 columns or more, with or without colour."""
 
+from collections.abc import Iterator
+
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
@@ -10,12 +12,14 @@ from legibility.tradeoff._arms import Arm, Comparison, Metric, Section
 from legibility.tradeoff._matched_words import matched_sentences
 from legibility.tradeoff._verdicts import Outcome, judge, verdicts
 from legibility.tradeoff._wording import change, heading, role, title, value
+from legibility.tradeoff.page._in_short import findings
 from legibility.tradeoff.statistics import compare_at_matched_loss
 
 _STYLES: dict[Outcome, str] = {"gain": "bold green", "worse": "red", "no difference": "dim", "one seed": "italic"}
 _MARKS: dict[Outcome, str] = {"unmatched": "‡", "no gain over control": "="}
 _ASCII = str.maketrans({"±": "~", "–": "-", "↓": "v", "↑": "^", "†": "+", "‡": "#", "○": "o", "·": "-"})
 _ARM, _NUMBER = 18, 13
+_SENTENCES = 20
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
@@ -53,16 +57,24 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print()
         for part in _parts(section, console.width):
             console.print(_table(section, part, console))
-        for sentence in sentences:
-            if sentence.recipe == section.recipe:
-                console.print(Padding(_text(console, f"- {sentence.text}", ""), (0, 0, 0, 1)))
-        if matched := matched_sentences(section, compare_at_matched_loss(section)):
-            console.print()
-            console.print(_text(console, "Methods at equal task loss (means over the range that both cover)", "bold"))
-            for text in matched:
+        said = [sentence.text for sentence in sentences if sentence.recipe == section.recipe]
+        blocks = [("", said)] if len(said) <= _SENTENCES else list(_by_outcome(section))
+        if matched := matched_sentences(section, compare_at_matched_loss(section), brief=True):
+            blocks.append(("Methods at equal task loss (means over the range that both cover)", matched))
+        for head, texts in blocks:
+            if head:
+                console.print()
+                console.print(_text(console, head, "bold"))
+            for text in texts:
                 console.print(Padding(_text(console, f"- {text}", ""), (0, 0, 0, 1)))
         console.print()
         console.print(_text(console, _legend(section), "dim"))
+
+
+def _by_outcome(section: Section) -> Iterator[tuple[str, list[str]]]:
+    """Of many arms, what holds of which, method by method."""
+    for finding in findings(section):
+        yield finding.meaning, [f"{arms}{text}" for arms, text in finding.lines]
 
 
 def _parts(section: Section, width: int) -> list[list[Metric]]:

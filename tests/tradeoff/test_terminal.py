@@ -110,3 +110,21 @@ def test_methods_at_equal_task_loss_are_printed(record: Make) -> None:
     assert " - a against [b], at task loss 1.1 to 1.2: no verdict on two points in held-out KL -1" in text
     alone = shown(compare([run("plain", 0, 1.0, 1.0)]), 100)
     assert "Methods at equal" not in alone
+
+
+def test_many_arms_are_told_by_outcome_and_pairs_only_where_there_is_something_to_tell(record: Make) -> None:
+    runs = [record("plain", seed, 2.0 + 0.01 * seed, {"held_out_kl": 0.5 + 0.001 * seed}) for seed in range(6)]
+    for method in ("a", "b", "c", "d", "e", "f"):
+        for strength in range(1, 5):
+            for seed in range(6):
+                kl = (0.2 if method == "a" else 0.45) - 0.01 * strength + 0.001 * (seed * (ord(method) + strength) % 7)
+                loss = 2.0 + 0.02 * strength + 0.01 * seed
+                runs.append(record(f"{method}-{strength}", seed, loss, {"held_out_kl": kl}))
+    text = " ".join(shown(compare(runs), 200).split())
+    assert "- a, at +0.99 to +4.0 % task loss: held-out KL" in text and "at 4 of 4 strengths" in text
+    assert "a-1 lowers held-out KL" not in text
+    assert "a against b, at task loss" in text and "better in held-out KL" in text
+    assert "b against c" not in text and "all 15 tests" in text
+    assert "10 of 15 pairs: no difference to be told in any score" in text
+    few = " ".join(shown(compare([run for run in runs if run.arm[0] in "pab"]), 200).split())
+    assert "a-1 lowers held-out KL" in few and "pairs: no difference" not in few
