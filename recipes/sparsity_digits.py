@@ -32,23 +32,25 @@ from torch import nn
 from legibility.recipes import Arm, Preset, Recipe
 
 
-class PruneOnce(ModelPruning):
-    """Lightning's ModelPruning, once: the smallest weights of all matrices together, then fine-tuning.
+class Prune(ModelPruning):
+    """Lightning's ModelPruning, in steps: the smallest weights of all matrices together, then fine-tuning.
 
     By itself it takes norms and embeddings too; here it gets the weights that the other methods get.
 
     Args:
-        amount: Share of all weights.
-        epoch: After which epoch (from 0).
+        amount: Share of all weights in the end; each step takes the same share of what is left.
+        start: After which epoch (from 0) the first step is.
+        end: After which the last one is; that of the first: all at once.
 
     Example:
-        >>> PruneOnce(0.9, 99)._use_global_unstructured
-        True
+        >>> Prune(0.75, 10, 11).amount
+        0.5
     """
 
-    def __init__(self, amount: float, epoch: int) -> None:
-        now = functools.partial(int.__eq__, epoch)
-        super().__init__("l1_unstructured", amount=amount, apply_pruning=now, use_lottery_ticket_hypothesis=False)
+    def __init__(self, amount: float, start: int, end: int) -> None:
+        each = 1 - (1 - amount) ** (1 / (end - start + 1))
+        now = functools.partial(_between, start, end)
+        super().__init__("l1_unstructured", amount=each, apply_pruning=now, use_lottery_ticket_hypothesis=False)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Names the matrices."""
@@ -61,6 +63,10 @@ class PruneOnce(ModelPruning):
             if parameter.ndim > 1
         ]
         super().setup(trainer, pl_module, stage)
+
+
+def _between(start: int, end: int, epoch: int) -> bool:
+    return start <= epoch <= end
 
 
 def _plugin(name: str, **settings: object) -> dict[str, object]:

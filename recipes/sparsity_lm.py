@@ -40,7 +40,7 @@ class SparseChars(CharTransformer):
         torch.Size([5, 64, 128])
     """
 
-    def __init__(self, lr: float = 3e-3, weight_decay: float = 0.1, l1: float = 0.0) -> None:
+    def __init__(self, lr: float = 1.2e-2, weight_decay: float = 0.1, l1: float = 0.0) -> None:
         super().__init__(lr=lr, weight_decay=weight_decay)
         self.l1 = l1
 
@@ -56,22 +56,27 @@ class SparseChars(CharTransformer):
         """AdamW; the rate rises over 50 steps, holds, and falls linearly to a tenth over the last half."""
         (optimizer,), _ = super().configure_optimizers()
         steps = self.trainer.estimated_stepping_batches
-        rate = functools.partial(_rate, steps=int(steps))
+        rate = functools.partial(learning_rate, steps=int(steps))
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, rate), "interval": "step"}]
 
 
-def _rate(step: int, steps: int) -> float:
+def learning_rate(step: int, steps: int) -> float:
+    """The share of the highest rate at a step (from 0): up for 50 steps, held, linearly to a tenth over the last half."""
     return min((step + 1) / 50, 1.0) * min(max(1.0 - 0.9 * (2 * step / steps - 1), 0.1), 1.0)
 
 
-def _arm(
-    callback: str = "", settings: object = None, path: str = "legibility.lightning_plugins.", **model: float
-) -> Arm:
-    callbacks = [{"class_path": path + callback, "init_args": settings}] if callback else []
-    return Arm({"model": {"init_args": model}}, callbacks)
+def _arm(callback: str = "", settings: object = None, trainer: object = None, l1: float = 0.0) -> Arm:
+    callbacks = [{"class_path": callback, "init_args": settings}] if callback else []
+    return Arm({"model": {"init_args": {"l1": l1}}} | ({"trainer": trainer} if trainer else {}), callbacks)
 
 
-_PRUNE = "legibility.recipes.sparsity_digits."
+_OURS = "legibility.lightning_plugins."
+_WARM = {"class_path": _OURS + "Schedule", "init_args": {"knots": [[0.0, 0.0], [0.3, 1.0]]}}
+_PENALTY = {"heal": 0.35, "schedule": _WARM, "follow_rate": False}
+_CUBIC = {"class_path": _OURS + "Schedule", "init_args": {"knots": [[0.1, 0.0], [1.0, 1.0]], "curve": "cubic"}}
+_TOP_K = {"scope": "global", "heal": 0.35, "schedule": _CUBIC}
+# ModelPruning acts at the ends of epochs: ten of them, of which the second to the sixth prune.
+_PRUNING = {"limit_train_batches": 70, "val_check_interval": 1.0, "check_val_every_n_epoch": 10}
 _SHARES = (0.5, 0.7, 0.9, 0.97)
 
 RECIPE = Recipe(
@@ -79,22 +84,23 @@ RECIPE = Recipe(
     question="Characters of Python's own library: task loss against exact zeros. Which way is on the front?",
     arms={
         "plain": _arm(),
-        "no-decay": _arm(weight_decay=0.0),
-        **{f"l1-in-loss-{s:g}": _arm(l1=s, weight_decay=0.0) for s in (1e-6, 1e-5, 1e-4, 3e-4)},
+        **{f"l1-in-loss-{s:g}": _arm(l1=s) for s in (1e-6, 1e-5, 3e-5, 1e-4)},
         **{
-            f"proximal-{s}": _arm("L1Sparsity", {"strength": s, "reweighted": False, "heal": 0.0}, weight_decay=0.0)
-            for s in (2, 4, 8, 16)
+            f"proximal-{s}": _arm(_OURS + "L1Sparsity", {"strength": s, "reweighted": False, **_PENALTY})
+            for s in (16, 32, 64, 128)
         },
+        **{f"reweighted-heal-{s}": _arm(_OURS + "L1Sparsity", {"strength": s, **_PENALTY}) for s in (20, 40, 80, 160)},
         **{
-            f"reweighted-heal-{s}": _arm("L1Sparsity", {"strength": s, "heal": 0.35}, weight_decay=0.0)
-            for s in (5, 10, 20, 40)
+            f"group-{s}": _arm(_OURS + "GroupSparsity", {"strength": s, "groups": "rows", **_PENALTY})
+            for s in (4, 8, 16, 32)
         },
+        **{f"top-k-{1 - s:.2f}": _arm(_OURS + "TopKSparsity", {"sparsity": s, **_TOP_K}) for s in _SHARES},
         **{
-            f"group-{s:g}": _arm("GroupSparsity", {"strength": s, "groups": "rows"}, weight_decay=0.0)
-            for s in (1, 2, 4, 8)
+            f"pruning-{1 - s:.2f}": _arm(
+                "legibility.recipes.sparsity_digits.Prune", {"amount": s, "start": 1, "end": 5}, _PRUNING
+            )
+            for s in _SHARES
         },
-        **{f"top-k-{1 - s:.2f}": _arm("TopKSparsity", {"sparsity": s}, weight_decay=0.0) for s in _SHARES},
-        **{f"pruning-{1 - s:.2f}": _arm("PruneOnce", {"amount": s, "epoch": 0}, _PRUNE) for s in _SHARES},
     },
-    presets={"quick": Preset(seeds=(0,), minutes=4), "full": Preset(seeds=(0, 1, 2, 3, 4), minutes=20)},
+    presets={"quick": Preset(seeds=(0,), minutes=5), "full": Preset(seeds=(0, 1, 2, 3, 4), minutes=25)},
 )
