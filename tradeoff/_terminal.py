@@ -16,7 +16,7 @@ from legibility.tradeoff.page._in_short import findings
 from legibility.tradeoff.statistics import compare_at_matched_loss
 
 _STYLES: dict[Outcome, str] = {"gain": "bold green", "worse": "red", "no difference": "dim", "one seed": "italic"}
-_MARKS: dict[Outcome, str] = {"unmatched": "‡", "no gain over control": "="}
+_MARKS: dict[Outcome, str] = {"unsure": "?", "unmatched": "‡", "no gain over control": "="}
 _ASCII = str.maketrans({"±": "~", "–": "-", "↓": "v", "↑": "^", "†": "+", "‡": "#", "○": "o", "·": "-"})
 _ARM, _NUMBER = 18, 13
 _SENTENCES = 20
@@ -155,7 +155,7 @@ def _legend(section: Section) -> str:
     if told > 10:
         lines.append(
             f"Each interval stands for itself: of {told} differences that are none in truth, {round(told / 20)} or so"
-            " would show one. Only methods at equal task loss are adjusted for their number."
+            " would show one. Only gains, and methods at equal task loss, are adjusted for their number (Holm)."
         )
     if any(arm.control_of is not None for arm in section.arms):
         lines.append(
@@ -163,8 +163,10 @@ def _legend(section: Section) -> str:
             + "; ".join(f"{arm.name} ({role(arm)})" for arm in section.arms if arm.control_of is not None)
             + ". Beyond control: the arm's change minus its control's, the gain that counts."
         )
+    if "unsure" in outcomes:
+        lines.append("? better by its own interval, but not once all comparisons of the table are counted.")
     if "unmatched" in outcomes:
-        lines.append("‡ better, but at a worse task loss that no control matches.")
+        lines.append("‡ better, but at a task loss that no control matches and that isn't lower beyond seed noise.")
     if "no gain over control" in outcomes:
         lines.append("= better than the baseline, but not than its control.")
     if any(arm.cells[metric].trained_on for arm, metric in cells):
