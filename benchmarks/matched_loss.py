@@ -95,9 +95,7 @@ def _naive(rng: random.Random, shape: Callable[[float], float], strengths: int, 
     return t_test(estimate({seed: a - b for seed, (a, b) in enumerate(means)})) or 0.0
 
 
-def run(
-    rng: random.Random, arm: str, seed: int, loss: float, score: float, noise: float, **more: object
-) -> RunRecord:
+def run(rng: random.Random, arm: str, seed: int, loss: float, score: float, noise: float, **more: object) -> RunRecord:
     entries = [
         ScoreEntry(name, score + rng.gauss(0, 0.03), "nats", "lower", None, None, trained_on=False) for name in SCORES
     ]

@@ -128,9 +128,11 @@ def _cell(section: Section, arm: Arm, metric: Metric, console: Console) -> Text:
     if cell.value is None:
         return _text(console, "–" + mark, "dim")
     few = f" ({cell.value.seeds})" if cell.value.seeds < len(arm.records) else ""
-    below = _text(console, value(cell, metric) + few, "dim")
+    # The column's head says "seconds" already.
+    shown = value(cell, metric).removesuffix(" s") + few
+    below = _text(console, shown, "dim")
     if arm.name == section.baseline:
-        return _text(console, value(cell, metric) + few + mark, "")
+        return _text(console, shown + mark, "")
     outcome = judge(section, arm, metric)
     plain = arm.control_of is not None or metric.kind != "score"
     top = _text(console, change(cell.change, metric), "" if plain else _STYLES.get(outcome, ""))

@@ -186,7 +186,11 @@ def test_two_sweeps_of_one_folder_share_the_runs(toy: Path) -> None:
 def test_a_sweep_that_looked_before_the_other_began_and_starts_when_it_is_done_runs_nothing(toy: Path) -> None:
     # The widest gap that two sweeps can have between look and claim: torch's import alone is longer than all toy runs.
     edit(toy, '{"decay": 0.5}', '{"fail": True}')
-    edit(toy, "    def training_step(", '    def on_fit_start(self):\n        open("fits.txt", "a").write(".")\n\n    def training_step(')
+    edit(
+        toy,
+        "    def training_step(",
+        '    def on_fit_start(self):\n        open("fits.txt", "a").write(".")\n\n    def training_step(',
+    )
     todo = unfinished(plan(["./toy.py"], out=Path("runs")))
     first = run_all(todo, 1, lambda event: None)
     assert {folder.parent.name for folder in first} == {"decay"} and len(first) == 2
