@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,23 +48,45 @@ class Families:
         """Fits every family from scratch."""
         return held_out_imitation(queries, students, twin=twin, passes=self.passes, seed=self.seed, progress=progress)
 
+    def fit_once(self, queries: Queries, students: list[Student], progress: Progress) -> dict[str, FamilyImitation]:
+        """The same for answers that come again: an untrained model of one architecture answers alike in every arm."""
+        key = self._key(students, queries, queries.logits, queries.mask, *queries.taps.values())
+
+        def fitted() -> dict[str, FamilyImitation]:
+            found = self.fit(queries, students, progress)
+            empty = torch.zeros(0)
+            return {n: replace(f, predicted_taps={}, by_position=empty, decided=empty) for n, f in found.items()}
+
+        return _remembered(_UNTRAINED, key, fitted)
+
     def twin(self, queries: Queries, students: list[Student], progress: Progress) -> dict[str, float] | None:
         """What the same students save on the true labels; None without labels."""
         if queries.labels is None:
             return None
+        key = self._key(students, queries, queries.labels, queries.mask)
+        settings: dict[str, Any] = {"passes": self.passes, "seed": self.seed, "progress": progress}
+        return _remembered(_TWINS, key, lambda: held_out_twin(queries, students, **settings))
+
+    def _key(self, students: list[Student], queries: Queries, *tensors: Tensor | None) -> str:
         digest = hashlib.sha256(repr((students, self.passes, self.seed, queries.logits.shape)).encode())
-        for tensor in (queries.inputs, queries.labels):
-            digest.update(tensor.contiguous().numpy().tobytes())
-        key = digest.hexdigest()
-        if key not in _TWINS:
-            while len(_TWINS) >= 8:
-                _TWINS.pop(next(iter(_TWINS)))
-            _TWINS[key] = held_out_twin(queries, students, passes=self.passes, seed=self.seed, progress=progress)
-        return _TWINS[key]
+        for tensor in (queries.inputs, *tensors):
+            digest.update(b"none" if tensor is None else tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
-# Twins depend on inputs, labels and settings, not on the model: one serves all arms that a process measures.
+# Twins depend on inputs, labels and settings, not on the model: one serves all arms that a process measures. What an
+# untrained model is worth depends on its architecture and the inputs.
 _TWINS: dict[str, dict[str, float]] = {}
+_UNTRAINED: dict[str, dict[str, FamilyImitation]] = {}
+_Found = TypeVar("_Found")
+
+
+def _remembered(known: dict[str, _Found], key: str, find: Callable[[], _Found]) -> _Found:
+    if key not in known:
+        while len(known) >= 8:
+            known.pop(next(iter(known)))
+        known[key] = find()
+    return known[key]
 
 
 class _Value(NamedTuple):
@@ -74,7 +96,14 @@ class _Value(NamedTuple):
     reason: str | None
 
 
-def imitation_entries(
+class Imitation(NamedTuple):
+    """What the held-out students made of the model: entries of the record, and each family."""
+
+    entries: list[ScoreEntry]
+    families: dict[str, FamilyImitation]
+
+
+def imitation_scores(
     subject: Subject,
     families: Families,
     queries: Queries,
@@ -82,7 +111,7 @@ def imitation_entries(
     temperature: float,
     beside: Mapping[str, FamilyImitation] | None,
     progress: Progress,
-) -> list[ScoreEntry]:
+) -> Imitation:
     """The scores of held-out students: the mean over families first (``family=None``), then each family's.
 
     Args:
@@ -95,12 +124,12 @@ def imitation_entries(
         progress: Called with what is going on and the share done.
 
     Returns:
-        The entries.
+        The entries, and what each family made of it.
     """
     students = families.chosen(queries, subject.trained_with)
     if not students:
         reason = "every family that reads such inputs took part in training"
-        return [missing_entry("held_out_kl", "nats", "lower", reason)]
+        return Imitation([missing_entry("held_out_kl", "nats", "lower", reason)], {})
     twin = families.twin(queries, students, lambda name, share: progress(f"{name} on the true labels", share))
     fitted = families.fit(queries, students, progress, twin)
     entries = []
@@ -112,7 +141,7 @@ def imitation_entries(
             if score == "adjusted_saving" and twin is not None:
                 control = (twin[name], "saving on the true labels")
             entries.append(_entry(score, value, control, type(student) in subject.trained_with, name))
-    return [*_means(entries), *entries]
+    return Imitation([*_means(entries), *entries], fitted)
 
 
 def missing_entry(name: str, unit: str, direction: Literal["lower", "higher"] | None, reason: str) -> ScoreEntry:

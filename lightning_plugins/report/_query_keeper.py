@@ -27,11 +27,14 @@ class QueryKeeper:
         limit: Number of examples to keep of each.
         recorder: ``recorder(pl_module, with_gradients=...)`` makes a recorder of the primary.
         found: Called with the primary's name once it is known.
+        concepts: Dotted path of the labels of concepts within a batch, if there are any.
     """
 
-    def __init__(self, limit: int, recorder: MakeRecorder, found: Callable[[str], None]) -> None:
-        self._limit, self._recorder, self._found = limit, recorder, found
-        self._kept = {split: KeptCalls(limit, split) for split in ("validation", "training")}
+    def __init__(
+        self, limit: int, recorder: MakeRecorder, found: Callable[[str], None], concepts: str | None = None
+    ) -> None:
+        self._limit, self._recorder, self._found, self._concepts = limit, recorder, found, concepts
+        self._kept = {split: KeptCalls(limit, split, concepts) for split in ("validation", "training")}
         self._training: Recorder | None = None
         self._validation: Recorder | None = None
         self._module: weakref.ref[LightningModule] | None = None
@@ -44,7 +47,7 @@ class QueryKeeper:
     def start(self, pl_module: "LightningModule") -> None:
         """Forgets what it has and watches the training steps to come."""
         self.stop()
-        self._kept = {split: KeptCalls(self._limit, split) for split in self._kept}
+        self._kept = {split: KeptCalls(self._limit, split, self._concepts) for split in self._kept}
         self._module = weakref.ref(pl_module)
         self._training = self._recorder(pl_module, with_gradients=True)
         self._training.install()
@@ -69,7 +72,7 @@ class QueryKeeper:
         """
         if self._kept["validation"].full:
             return
-        self._kept["validation"] = KeptCalls(self._limit, "validation")
+        self._kept["validation"] = KeptCalls(self._limit, "validation", self._concepts)
         if self._validation is None:
             self._validation = self._recorder(pl_module, with_gradients=False)
             self._validation.install()

@@ -143,6 +143,8 @@ def held_out_imitation(
             **scores,
             fvu=fvu,
             predicted_taps=distribution.predicted_taps,
+            by_position=distribution.by_position,
+            decided=distribution.decided,
             seconds=time.perf_counter() - started + (work.seconds if isinstance(student, Estimator) else 0.0),
             reasons=_why_missing(scores, fvu, twin is None, unread),
         )
