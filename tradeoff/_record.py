@@ -27,6 +27,7 @@ class ScoreEntry:
         version: version of the score's protocol; different versions are never compared.
         reason: why `value` is None.
         controls: the same score of every control that it has a value for, by name; `control` is the first of them.
+        control_reasons: why the others have none, by name.
         details: other numbers that belong to the score, by name.
         interval: 95 % interval of the value, low and high, where the score has one.
 
@@ -46,6 +47,7 @@ class ScoreEntry:
     version: str = "1"
     reason: str | None = None
     controls: Mapping[str, float] = field(default_factory=dict)
+    control_reasons: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, float] = field(default_factory=dict)
     interval: list[float] | None = None
 

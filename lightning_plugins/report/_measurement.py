@@ -21,6 +21,8 @@ from legibility.lightning_plugins.report._imitation_scores import (
 from legibility.lightning_plugins.report._queries import Subject, ask
 from legibility.lightning_plugins.report.choice._further import Choice, further, look_at
 from legibility.lightning_plugins.report.choice._subject_material import unhitched
+from legibility.lightning_plugins.report.picture._collect import collect
+from legibility.lightning_plugins.report.picture._options import ModelPage
 from legibility.lightning_plugins.sparsity._weights import penalisable_weights
 from legibility.losses import entropy
 from legibility.scores import (
@@ -36,6 +38,7 @@ from legibility.scores import (
     weight_sparsity,
 )
 from legibility.tradeoff import ScoreEntry, TaskEntry
+from legibility.tradeoff.model_page import ModelPicture
 
 _GUARDED_ROWS = 4096  # of a tap; enough for its spectrum, and an eigenvalue problem of thousands of units is not
 _GUARDED_UNITS = 2048
@@ -50,12 +53,14 @@ class Extent:
         left: Says how many seconds are left.
         why_none: What is said of each score if none are.
         tell: Called with the estimates, before measuring.
+        page: How the page of the model is made; None: there is none.
     """
 
     patterns: Sequence[str]
     left: Callable[[], float]
     why_none: str
     tell: Callable[[str], None]
+    page: ModelPage | None
 
 
 @dataclass
@@ -68,6 +73,7 @@ class Measurement:
         guards: Quantities that betray a degenerate solution.
         notes: Remarks for the reader.
         temperature: What the logits were divided by, if they were.
+        picture: What the page of the model is drawn from, if there is to be one.
     """
 
     task: TaskEntry
@@ -75,6 +81,7 @@ class Measurement:
     guards: dict[str, float | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     temperature: float | None = None
+    picture: ModelPicture | None = None
 
 
 def measure_subject(
@@ -196,7 +203,18 @@ def _measure(
             seen = look_at(subject, queries, used, temperature)
             choice = Choice(extent.patterns, extent.left(), extent.why_none, extent.tell, chosen, per_fit)
             others = further(seen, subject, choice, classifies=classifies(queries), progress=progress)
-        found.scores += others.entries
+            found.scores += others.entries
+            if extent.page is not None:
+                found.picture = collect(
+                    extent.page,
+                    subject,
+                    seen,
+                    queries,
+                    imitated.families,
+                    others.findings,
+                    found.scores,
+                    classifies(queries),
+                )
         return found
 
 

@@ -13,18 +13,20 @@ from legibility.lightning_plugins.foundation._recorder import Recorder
 from legibility.lightning_plugins.foundation._untouched import on_device
 from legibility.lightning_plugins.imitation._student_legibility import StudentLegibility
 from legibility.lightning_plugins.report._controls import RandomInitControl, TemperatureControl
-from legibility.lightning_plugins.report._cost import Clock, peak_memory
+from legibility.lightning_plugins.report._cost import Clock, cost_entry
 from legibility.lightning_plugins.report._finished import finished_model
 from legibility.lightning_plugins.report._imitation_scores import Families
 from legibility.lightning_plugins.report._measurement import Extent, Measurement, logged_loss, measure_subject
+from legibility.lightning_plugins.report._page_files import write_page
 from legibility.lightning_plugins.report._query_keeper import QueryKeeper
-from legibility.lightning_plugins.report._run_record import plugins_of, record_path, run_record, terms_of
+from legibility.lightning_plugins.report._run_record import plain_hparams, plugins_of, record_path, run_record, terms_of
 from legibility.lightning_plugins.report._shards import in_step
 from legibility.lightning_plugins.report._telling import cost_in_words, say, telling
 from legibility.lightning_plugins.report._wandb import announce_run, publish_record
-from legibility.lightning_plugins.report.choice._budget import Budget
+from legibility.lightning_plugins.report.choice._budget import Budget, Spent
+from legibility.lightning_plugins.report.picture._options import ModelPage
 from legibility.students import Student
-from legibility.tradeoff import CostEntry, RunRecord, TaskEntry, save_record
+from legibility.tradeoff import RunRecord, TaskEntry, save_record
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule, LightningModule, Trainer
@@ -77,7 +79,9 @@ class InterpretabilityReport(LegibilityCallback):
         budget: Time for the whole report as a share of the fit's; 0 leaves it at the held-out students.
         budget_seconds: The same in seconds, also where no fit was run (:meth:`measure`); ``inf``: no limit.
         task_loss: Name of a logged metric to report as the task loss, where the cross-entropy of the queries is not it.
-        progress: Print what is being measured.
+        page: Write ``model.html`` beside the record, many small pictures of the model on one page that needs no network,
+            and ``picture.json.gz``, what it is drawn from; a :class:`ModelPage` says how tokens and examples are shown.
+        progress: Print what is being measured, what it is estimated to take and what it took.
 
     Raises:
         ValueError: Before training, for names that match nothing and numbers out of range.
@@ -106,6 +110,7 @@ class InterpretabilityReport(LegibilityCallback):
         budget: float = 0.15,
         budget_seconds: float | None = None,
         task_loss: str | None = None,
+        page: bool | ModelPage = True,
         progress: bool = True,
     ) -> None:
         super().__init__()
@@ -128,10 +133,13 @@ class InterpretabilityReport(LegibilityCallback):
         self.concepts = concepts
         self.budget = Budget(budget, budget_seconds)
         self.task_loss = task_loss
+        self.page = (ModelPage() if page else None) if isinstance(page, bool) else page
         self.progress = progress
         #: The last record written, and where.
         self.record: RunRecord | None = None
         self.path: Path | None = None
+        #: The model's page, if one was written.
+        self.page_path: Path | None = None
         self._found: str | None = model
         self._keeper = QueryKeeper(queries, self._recorder, self._name_model, concepts)
         self._clock = Clock()
@@ -286,18 +294,37 @@ class InterpretabilityReport(LegibilityCallback):
             rank_zero_warn(f"InterpretabilityReport could not measure this model: {error}")
             source = "none: measuring failed"
             found = Measurement(TaskEntry("none", None, None, None, None, source), notes=[f"measuring failed: {error}"])
-        seconds = time.perf_counter() - start
-        cost = CostEntry(
+        write = partial(self._record_of, trainer, pl_module, found, control, fit_seconds, steps)
+        self.record, self.page_path = write(time.perf_counter() - start), None
+        if not trainer.is_global_zero:
+            return
+        if found.picture is not None:
+            self.page_path = write_page(self.record, found.picture, target)
+            self.record = write(time.perf_counter() - start)  # the page is a part of what the report costs
+        self.path = save_record(self.record, target)
+        say(self.progress, cost_in_words(self.record.cost, self.page_path))
+        publish_record(trainer, self.path, self.page_path)
+
+    def _record_of(
+        self,
+        trainer: "Trainer",
+        pl_module: "LightningModule",
+        found: Measurement,
+        control: TemperatureControl | RandomInitControl | None,
+        fit_seconds: float | None,
+        steps: int | None,
+        seconds: float,
+    ) -> RunRecord:
+        cost = cost_entry(
+            self._clock,
+            pl_module,
+            trainer.strategy.root_device,
+            terms_of(plugins_of(trainer)),
             fit_seconds=fit_seconds,
             steps=steps,
-            step_seconds=self._clock.seconds_per_step if steps is not None else None,
             report_seconds=seconds,
-            report_share=seconds / fit_seconds if fit_seconds else None,
-            peak_memory_bytes=peak_memory(trainer.strategy.root_device),
-            terms=terms_of(plugins_of(trainer)) if steps is not None else {},
-            parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
         )
-        self.record = run_record(
+        return run_record(
             found,
             cost,
             arm=self.arm,
@@ -305,17 +332,8 @@ class InterpretabilityReport(LegibilityCallback):
             recipe=self.recipe,
             plugins=plugins_of(trainer),
             control=control,
-            settings={
-                "queries": self.queries,
-                "passes": self.families.passes,
-                "hparams": {k: v for k, v in dict(pl_module.hparams).items() if isinstance(v, (bool, int, float, str))},
-            },
+            settings={"queries": self.queries, "passes": self.families.passes, "hparams": plain_hparams(pl_module)},
         )
-        if not trainer.is_global_zero:
-            return
-        self.path = save_record(self.record, target)
-        say(self.progress, cost_in_words(seconds, fit_seconds))
-        publish_record(trainer, self.path)
 
     def _measured(
         self,
@@ -329,18 +347,8 @@ class InterpretabilityReport(LegibilityCallback):
         with on_device(pl_module, trainer.strategy.root_device), telling(on) as (progress, aloud):
             recorder = partial(self._recorder, pl_module, taps=True)
             subject = finished_model(trainer, self._keeper.kept, recorder, self.output)
-            allowed = self.budget.in_words(fit_seconds)
-
-            def tell(estimates: str) -> None:
-                took = time.perf_counter() - start
-                aloud(f"InterpretabilityReport: held-out students took {took:.1f} s (budget: {allowed}). {estimates}")
-
-            extent = Extent(
-                patterns=self.scores,
-                left=lambda: self.budget.left(fit_seconds, time.perf_counter() - start),
-                why_none=self.budget.reason(fit_seconds),
-                tell=tell,
-            )
+            spent = Spent(self.budget, fit_seconds, start)
+            extent = Extent(self.scores, spent.left, spent.why_none, lambda text: aloud(spent.told(text)), self.page)
             found = measure_subject(
                 subject,
                 self.families,

@@ -13,7 +13,7 @@ from legibility.lightning_plugins.report._measurement import Measurement
 from legibility.tradeoff import ControlOf, CostEntry, RunRecord
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Trainer
+    from pytorch_lightning import LightningModule, Trainer
 
 
 def plugins_of(trainer: "Trainer") -> list[LegibilityCallback]:
@@ -43,6 +43,11 @@ def terms_of(plugins: Sequence[LegibilityCallback]) -> dict[str, float | None]:
 def seed_of(seed: int | None) -> int:
     """The training seed: as named, else that of Lightning's ``seed_everything``, else 0."""
     return seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def plain_hparams(pl_module: "LightningModule") -> dict[str, Any]:
+    """The module's hyperparameters that JSON can hold."""
+    return {k: v for k, v in dict(pl_module.hparams).items() if isinstance(v, (bool, int, float, str))}
 
 
 def run_record(

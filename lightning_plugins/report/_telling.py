@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
+
+from legibility.tradeoff import CostEntry
 
 Progress = Callable[[str, float], None]
 Say = Callable[[str], None]
@@ -38,14 +41,15 @@ def say(on: bool, text: str) -> None:
         Console(soft_wrap=True).print(text, highlight=False, markup=False)
 
 
-def cost_in_words(report_seconds: float, fit_seconds: float | None) -> str:
-    """What the report took.
+def cost_in_words(cost: CostEntry, page: Path | None) -> str:
+    """What the report took, and where the page is.
 
     Example:
-        >>> cost_in_words(1.5, 30.0)
+        >>> cost_in_words(CostEntry(30.0, 100, 0.3, 1.5, None, {}, 10, report_share=0.05), None)
         'InterpretabilityReport took 1.5 s, 5.0 % of the fit (30.0 s).'
-        >>> cost_in_words(1.5, None)
-        'InterpretabilityReport took 1.5 s.'
     """
-    share = f", {100 * report_seconds / fit_seconds:.1f} % of the fit ({fit_seconds:.1f} s)" if fit_seconds else ""
-    return f"InterpretabilityReport took {report_seconds:.1f} s{share}."
+    share = ""
+    if cost.report_share is not None:
+        share = f", {100 * cost.report_share:.1f} % of the fit ({cost.fit_seconds or 0.0:.1f} s)"
+    shown = "" if page is None else f" Page: {page}"
+    return f"InterpretabilityReport took {cost.report_seconds or 0.0:.1f} s{share}.{shown}"

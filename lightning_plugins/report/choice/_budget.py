@@ -1,6 +1,7 @@
 """How much time a report may take."""
 
 import math
+import time
 from dataclasses import dataclass
 
 LEAST_SHARE = 0.02
@@ -64,3 +65,32 @@ class Budget:
         return f"{100 * self.share:.3g} % of the fit" + (
             "" if fit_seconds is None else f", {self.share * fit_seconds:.1f} s"
         )
+
+
+@dataclass(frozen=True)
+class Spent:
+    """A budget while it is spent.
+
+    Attributes:
+        budget: What the user allows.
+        fit_seconds: Of the fit that the report belongs to; None if there was none.
+        start: When the report began, by `time.perf_counter`.
+    """
+
+    budget: Budget
+    fit_seconds: float | None
+    start: float
+
+    def left(self) -> float:
+        """Seconds that are left now."""
+        return self.budget.left(self.fit_seconds, time.perf_counter() - self.start)
+
+    @property
+    def why_none(self) -> str:
+        """Why nothing is left."""
+        return self.budget.reason(self.fit_seconds)
+
+    def told(self, estimates: str) -> str:
+        """What is said before the scores beside the held-out students are taken."""
+        took, allowed = time.perf_counter() - self.start, self.budget.in_words(self.fit_seconds)
+        return f"InterpretabilityReport: held-out students took {took:.1f} s (budget: {allowed}). {estimates}"

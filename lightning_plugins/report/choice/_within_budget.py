@@ -104,6 +104,7 @@ def _entry(one: Applicable, found: Measured) -> ScoreEntry:
         version=found.version,
         reason=None if known else found.reason or "not finite",
         controls=controls,
+        control_reasons=dict(found.control_reasons),
         details={name: value for name, value in found.details.items() if math.isfinite(value)},
     )
     return entry if found.interval is None else replace(entry, interval=list(found.interval))
