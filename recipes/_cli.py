@@ -198,7 +198,9 @@ def _report(parsed: argparse.Namespace, console: Console) -> int:
         if parsed.measure:
             from legibility.recipes._measure_again import measure_again
 
-            console.print(f"{measure_again(path)} scores have a value now that had none.", highlight=False)
+            with console.status("measuring from the checkpoint"):
+                filled = measure_again(path)
+            console.print(f"{filled} scores have a value now that had none.", highlight=False)
         try:
             show_model(path, parsed.html, console)
         except ImportError as error:

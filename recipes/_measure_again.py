@@ -46,7 +46,7 @@ def measure_again(path: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         measured = _measured(path.parent, record, Path(folder))
         known = {(entry.name, entry.family) for entry in record.scores if entry.value is not None}
-        new = {(e.name, e.family): e for e in measured.scores if e.value is not None and _may_be_filled(e, record)}
+        new = {(entry.name, entry.family): entry for entry in measured.scores if _may_be_filled(entry, record)}
         found = picture_path(Path(folder) / path.name)
         if found.is_file():
             picture = load_picture(found)
@@ -79,6 +79,7 @@ def _measured(folder: Path, record: RunRecord, out: Path) -> RunRecord:
     cli.model.load_state_dict(torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["state_dict"])
     callbacks: Sequence[Any] = cli.trainer.callbacks  # type: ignore[attr-defined]
     report: Any = next(c for c in callbacks if type(c).__name__ == "InterpretabilityReport")
+    report.progress = False
     report.folder, report.budget = str(out), Budget(report.budget.share, float("inf"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
