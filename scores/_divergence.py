@@ -13,7 +13,9 @@ LEAST_INFORMATION = 0.05
 """A model whose answers carry fewer bits than this about the input is as good as constant."""
 
 Rest = Callable[[Tensor], Tensor]
-"""What the model does after a layer: activations `(N, ..., units)` to logits `(N, ..., classes)`."""
+"""What the model does after a layer: activations `(N, ..., units)` to logits `(N, ..., classes)`.
+
+It is asked a batch at a time, unless it has an attribute `everything_at_once` that is True."""
 
 
 def kl_bits(
@@ -43,6 +45,8 @@ def answers(rest: Rest, activations: Tensor, mask: Tensor, *, batch_size: int = 
         ValueError: if they aren't shaped like `activations` with classes for units, or aren't finite.
     """
     found = []
+    if getattr(rest, "everything_at_once", False):
+        batch_size = len(activations)
     for part, counted in zip(torch.split(activations, batch_size), torch.split(mask, batch_size), strict=True):
         logits = rest(part)
         check_floating(logits, "rest(activations)")

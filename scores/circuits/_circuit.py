@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from legibility.scores._asking import call
 from legibility.scores.circuits._masked import Forward, Granularity, MaskedModel
 from legibility.scores.circuits._rankings import by_activation, by_gradient, learned
 from legibility.scores.weights._canonical import canonicalise
@@ -148,7 +149,7 @@ def faithful_circuit(
     half = len(inputs) // 2
     fit, scored = torch.arange(half), torch.arange(half, len(inputs))
     with _quiet(model) as twin:
-        ask = forward if forward is not None else _call
+        ask = forward if forward is not None else call
         masked = MaskedModel(twin, inputs, ask, mask, granularity, batch_size)
         if not bool(torch.isfinite(masked.log_p[masked.counted]).all()):
             raise ValueError("`model` must answer with finite logits where `mask` is True.")
@@ -195,11 +196,6 @@ def faithful_circuit(
             curve=tuple(sorted(curve.found.items())),
             masks=circuit,
         )
-
-
-def _call(model: nn.Module, rows: Tensor) -> Tensor:
-    found: Tensor = model(rows)
-    return found
 
 
 @contextlib.contextmanager
