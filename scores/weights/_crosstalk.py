@@ -120,7 +120,7 @@ def _activity(found: Canonical, layers: Layers, inputs: Tensor, ask: Forward) ->
         for handle in handles:
             handle.remove()
     shares = []
-    for before, name, weight in zip(names, names[1:], layers[1:], strict=True):
+    for before, name, weight in zip(names[:-1], names[1:], layers[1:], strict=True):
         read, units = modules[name].get_parameter("weight"), len(modules[before].get_parameter("weight"))
         used = (
             (read != 0).transpose(0, 1).flatten(1).any(1).view(units, -1).any(1)
