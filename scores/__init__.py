@@ -1,5 +1,6 @@
 """Measuring instruments: scores of interpretability with their controls, and guards against a collapsed primary."""
 
+from legibility.scores._further import further_scores as further_scores
 from legibility.scores._headlines import families_for as families_for
 from legibility.scores._headlines import headline_scores as headline_scores
 from legibility.scores._layer import Layer as Layer
@@ -70,6 +71,7 @@ from legibility.scores.representation._difficulty_slope import DifficultyProfile
 from legibility.scores.representation._difficulty_slope import DifficultySlope as DifficultySlope
 from legibility.scores.representation._difficulty_slope import difficulty_slope as difficulty_slope
 from legibility.scores.representation._difficulty_slope import profile_distance as profile_distance
+from legibility.scores.representation._difficulty_slope import reference_profiles as reference_profiles
 from legibility.scores.representation._difficulty_slope import search_regret as search_regret
 from legibility.scores.representation._dimension import activation_rms as activation_rms
 from legibility.scores.representation._dimension import effective_rank as effective_rank
@@ -207,6 +209,7 @@ __all__ = [
     "faithful_circuit",
     "families_for",
     "feature_dimensionality",
+    "further_scores",
     "gated_disentanglement",
     "gini",
     "headline_scores",
@@ -230,6 +233,7 @@ __all__ = [
     "path_crosstalk",
     "prediction_code_length",
     "profile_distance",
+    "reference_profiles",
     "regression_queries",
     "relative_modularity",
     "retargetability",

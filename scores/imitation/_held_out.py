@@ -54,7 +54,7 @@ def held_out_imitation(
       change when the primary's logits are scaled, so neither do `saving` and `disagreement`.
     * the student of the distribution. It is trained for `2 passes` epochs on the first half of the queries (all blocks
       but the last), with forward KL to the primary's full distribution plus, for each tap, the mean squared error in
-      units of the tap's variance. On the last block it gives `kl`, `relative_kl` and `fvu`.
+      units of the tap's variance. On the last block it gives `kl`, `relative_kl`, `fvu` and `cka`.
 
     An estimator (`default_estimators`: forest, nearest neighbours, kernel machine, bounded tree) follows the same
     protocol, but is fitted anew to all earlier blocks, at most 4096 rows, before each block. Its temperature is the best
@@ -144,6 +144,7 @@ def held_out_imitation(
             **scores,
             fvu=fvu,
             predicted_taps=distribution.predicted_taps,
+            cka=distribution.cka,
             seconds=seconds,
             reasons=_why_missing(scores, fvu, twin is None, unread),
         )

@@ -181,7 +181,7 @@ def test_flattening_or_sharpening_the_answers_changes_nothing() -> None:
         assert sizes(flat) == pytest.approx(sizes(found), abs=1e-6), by
         assert flat.divergence != pytest.approx(found.divergence, rel=0.05)
         # In the weights it changes a little, for balancing counts biases: the ranking by activation isn't quite the same.
-        assert sizes(faithful_circuit(other, inputs)) == pytest.approx(sizes(found), abs=0.02), by
+        assert sizes(faithful_circuit(other, inputs)) == pytest.approx(sizes(found), abs=0.05), by
 
 
 def test_gpt2s_transposed_layer_is_a_linear_layer() -> None:
