@@ -10,7 +10,7 @@ from torch import Tensor
 
 from legibility.scores._asking import call
 from legibility.scores._divergence import answers, information_bits, one_scale
-from legibility.scores._gate import why_unlearnt
+from legibility.scores._gate import CHANCE, why_unlearnt
 from legibility.scores._material import Material, Need
 from legibility.scores._measure import Reading, Score
 from legibility.scores.concepts._monosemanticity import monosemanticity
@@ -64,7 +64,8 @@ def further_scores(students: Sequence[Student] | None = None, *, jobs: int | Non
     def alike(material: Material) -> Reading:
         return _median(predicted(material), "cka")
 
-    layer: frozenset[Need] = frozenset({"layer", "classes"})
+    # The model too, for answers that were dealt out anew have none, and a layer that isn't theirs.
+    layer: frozenset[Need] = frozenset({"layer", "model", "classes"})
     concepts: frozenset[Need] = frozenset({"concepts"})
     model: frozenset[Need] = frozenset({"model"})
     return [
@@ -73,8 +74,8 @@ def further_scores(students: Sequence[Student] | None = None, *, jobs: int | Non
         Score("unit_readability", "share", "higher", _if_learnt(_readable), layer, seconds=3.0),
         Score("selectivity", "share", "higher", _selective, concepts, seconds=0.2),
         Score("explanation_error", "share", "lower", _if_learnt(_explained), model | {"classes"}, passes=12),
-        Score("participation_ratio", "directions", None, _dimension, frozenset({"layer"}), seconds=0.1),
-        Score("activation_l0", "share", None, _at_work, frozenset({"layer"}), seconds=0.05),
+        Score("participation_ratio", "directions", None, _dimension, frozenset({"layer", "model"}), seconds=0.1),
+        Score("activation_l0", "share", None, _at_work, frozenset({"layer", "model"}), seconds=0.05),
         Score("path_crosstalk", "share", "lower", _crosstalk, model, passes=1, seconds=0.1, weights_only=True),
     ]
 
@@ -100,13 +101,15 @@ def _by_students(
     if unlearnt is not None:
         return unlearnt
     given = material.queries
-    queries = Queries(given.inputs, given.logits, given.labels, given.mask, {_LAYER: layer.activations.float()})
-    chosen = held_out_students(read_signature(given.inputs, given.logits)) if students is None else students
-    found = held_out_imitation(queries, chosen, jobs=jobs)
     every = torch.ones(layer.activations.shape[:-1], dtype=torch.bool, device=layer.activations.device)
     # Answers have a position for each of the layer's, or one for all of them.
     real = _rest(layer.rest, layer.activations, given, every)
     scale = one_scale(real[given.counted])
+    # Students weigh answers against the layer: at one scale too, or temperature would shift that weight.
+    logits = given.logits / one_scale(given.logits[given.counted])
+    queries = Queries(given.inputs, logits, given.labels, given.mask, {_LAYER: layer.activations.float()})
+    chosen = held_out_students(read_signature(given.inputs, given.logits)) if students is None else students
+    found = held_out_imitation(queries, chosen, jobs=jobs)
     by_student = {}
     for name, family in found.items():
         first = family.first_scored
@@ -206,4 +209,8 @@ def _at_work(material: Material) -> Reading:
 def _crosstalk(material: Material) -> Reading:
     assert material.model is not None
     found = path_crosstalk(material.model, material.queries.inputs, forward=material.forward)
-    return Reading(found.value, found.reason or None, details={"unit_activity": found.unit_activity})
+    details = {"unit_activity": found.unit_activity, "null": found.null, "null_spread": found.null_spread}
+    if found.value >= found.null - CHANCE * found.null_spread:
+        why = f"no less than with its weights shuffled: {found.value:.4f}, null {found.null:.4f} +- {found.null_spread:.4f}"
+        return Reading(math.nan, why, details=details | {"value": found.value})
+    return Reading(found.value, found.reason or None, details=details)

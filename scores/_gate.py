@@ -7,6 +7,9 @@ import torch
 from legibility.scores._divergence import LEAST_INFORMATION, information_bits
 from legibility.scores.imitation._queries import Queries
 
+CHANCE = 3.0
+"""Standard deviations of a null within which a difference from it is no difference."""
+
 _SURE = 3.0  # standard errors
 
 

@@ -11,6 +11,7 @@ from legibility.scores._material import Control, Material, Need
 
 Direction = Literal["lower", "higher"]
 Progress = Callable[[str, float], None]
+_ROUNDING = 1e-6
 _NEEDED = {
     "model": "the model itself",
     "labels": "true labels",
@@ -106,11 +107,12 @@ class Measured:
 
     @property
     def beaten_by(self) -> tuple[str, ...]:
-        """Controls that do strictly better: with one of them, the value says nothing for the model."""
+        """Controls that do better, by more than rounding: with one of them, the value says nothing for the model."""
         if self.direction is None or math.isnan(self.value):
             return ()
         sign = 1.0 if self.direction == "higher" else -1.0
-        return tuple(name for name, other in self.controls.items() if sign * other > sign * self.value)
+        least = sign * self.value + _ROUNDING * abs(self.value)
+        return tuple(name for name, other in self.controls.items() if sign * other > least)
 
 
 def measure(

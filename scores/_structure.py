@@ -2,6 +2,7 @@
 
 import math
 
+from legibility.scores._gate import CHANCE
 from legibility.scores._material import Material, Need
 from legibility.scores._measure import Reading, Score
 from legibility.scores.imitation._tree_path import tree_path_length
@@ -13,6 +14,9 @@ from legibility.scores.weights._wiring import wiring_cost
 
 def structure_scores() -> list[Score]:
     """Gini and wiring of canonical weights, relative modularity, tree path length: exploratory, beside the headlines.
+
+    Modularity and wiring that lie within 3 standard deviations of shuffled weights have no value but a reason: there a
+    trained network is where an untrained one is.
 
     Example:
         >>> from legibility.scores import structure_scores
@@ -27,13 +31,21 @@ def structure_scores() -> list[Score]:
 
     def modular(material: Material) -> Reading:
         assert material.model is not None
-        found = relative_modularity(material.model)
-        return Reading(found.value, found.reason, details={"q": found.q, "null": found.q_null})
+        found = relative_modularity(material.model, nulls=5)
+        details = {"q": found.q, "null": found.q_null, "null_spread": found.q_null_spread}
+        if found.q <= found.q_null + CHANCE * found.q_null_spread:
+            why = f"no more clustered than with its weights shuffled: {_beside(found.q, found.q_null, found.q_null_spread)}"
+            return Reading(math.nan, why, details=details | {"value": found.value})
+        return Reading(found.value, found.reason, details=details)
 
     def wired(material: Material) -> Reading:
         assert material.model is not None
         found = wiring_cost(material.model)
-        return Reading(found.value, found.reason, details={"cost": found.cost, "null": found.null})
+        details = {"cost": found.cost, "null": found.null, "null_spread": found.null_spread}
+        if found.cost >= found.null - CHANCE * found.null_spread:
+            why = f"no shorter than with its weights shuffled: {_beside(found.cost, found.null, found.null_spread)}"
+            return Reading(math.nan, why, details=details | {"value": found.value})
+        return Reading(found.value, found.reason, details=details)
 
     def path(material: Material) -> Reading:
         found = tree_path_length(material.queries)
@@ -46,3 +58,7 @@ def structure_scores() -> list[Score]:
         Score("wiring_cost", "ratio", "lower", wired, needs=model, seconds=0.5, weights_only=True),
         Score("tree_path_length", "questions", "lower", path, seconds=0.2),
     ]
+
+
+def _beside(value: float, null: float, spread: float) -> str:
+    return f"{value:.4f}, null {null:.4f} +- {spread:.4f}"

@@ -1,5 +1,6 @@
 """Active-path cross-talk: do the paths that an input takes through the units lead to one output, or to all of them?"""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from legibility.scores._asking import Forward, call
 from legibility.scores._of_model import CollectedScore
 from legibility.scores.weights._canonical import Canonical, canonicalise
-from legibility.scores.weights._graph import Layers, layered_weights
+from legibility.scores.weights._graph import Layers, layered_weights, shuffled
 
 _BATCH = 256
 
@@ -22,16 +23,22 @@ class PathCrosstalk:
     Attributes:
         value: chance that two paths of one input, drawn by their weight, end at different outputs; 1 = as if each went
             to all outputs alike; lower = less cross-talk.
+        null: mean of the same over weights shuffled within each layer.
+        null_spread: their standard deviation.
         unit_activity: mean share of the inputs at which an inner unit is at work (not zero).
         reason: why there is no value; empty otherwise.
     """
 
-    value: float
-    unit_activity: float
+    value: float = math.nan
+    null: float = math.nan
+    null_spread: float = math.nan
+    unit_activity: float = math.nan
     reason: str = ""
 
 
-def path_crosstalk(model: nn.Module, inputs: Tensor, *, forward: Forward | None = None) -> PathCrosstalk:
+def path_crosstalk(
+    model: nn.Module, inputs: Tensor, *, forward: Forward | None = None, nulls: int = 5, seed: int = 0
+) -> PathCrosstalk:
     r"""Cross-talk of the active paths from inputs to outputs.
 
         P = |W_L| A_{L-1} |W_{L-1}| ... A_1 |W_1|,   p_oi = P_oi / sum_o P_oi
@@ -44,7 +51,9 @@ def path_crosstalk(model: nn.Module, inputs: Tensor, *, forward: Forward | None 
     Card:
         Range and direction: [0, 1], lower = an input's paths lead to few outputs. NaN for a run of fewer than 2 layers,
         one output, or paths that are all zero (a constant model). Cost: one pass over the inputs.
-        Control: a random-init model, which is near 1. Rescaling units, and temperature, change nothing.
+        Controls: weights shuffled within each layer (inside), and a random-init model. Dense networks, trained or not, are
+        near 1, and so are their nulls: a value within the null's spread says nothing. Rescaling units, and temperature,
+        change nothing.
         Gamed by: cutting inputs off altogether (they have no path, so no weight in the mean): read it beside the task
         loss. Paths may cancel, which their sizes don't show. Depth mixes: compare equal depths only.
         Not trained on, unless weights were made sparse by a term; then in part.
@@ -53,9 +62,11 @@ def path_crosstalk(model: nn.Module, inputs: Tensor, *, forward: Forward | None 
         model: any module; it isn't changed.
         inputs: `(N, ...)`, on its device.
         forward: `(model, rows of the inputs) -> output`; None calls the model.
+        nulls: how many shuffled copies.
+        seed: of shuffling.
 
     Returns:
-        the cross-talk.
+        the cross-talk and its null.
 
     Raises:
         ValueError: as `canonicalise`.
@@ -75,24 +86,35 @@ def path_crosstalk(model: nn.Module, inputs: Tensor, *, forward: Forward | None 
     found = canonicalise(model)
     runs = layered_weights(found)
     if not runs or len(runs[0]) < 2:
-        return PathCrosstalk(
-            float("nan"), float("nan"), "no two layers follow one another with nothing else in between"
-        )
+        return PathCrosstalk(reason="no two layers follow one another with nothing else in between")
     layers = max(runs, key=lambda run: sum(weight.numel() for weight in run))
     outputs = len(layers[-1])
     if outputs < 2:
-        return PathCrosstalk(float("nan"), float("nan"), "there is one output: no other to talk to")
+        return PathCrosstalk(reason="there is one output: no other to talk to")
     shares = _activity(found, layers, inputs, call if forward is None else forward)
+    value = _crosstalk(layers, shares)
+    if math.isnan(value):
+        return PathCrosstalk(reason="no path leads from an input to an output")
+    draw = torch.Generator().manual_seed(seed)
+    cpu = [weight.cpu() for weight in layers]
+    of_null = torch.tensor([_crosstalk(shuffled(cpu, draw), shares) for _ in range(nulls)], dtype=torch.float64)
+    return PathCrosstalk(
+        value,
+        float(of_null.mean()),
+        float(of_null.std()) if nulls > 1 else math.nan,
+        float(torch.cat(shares).mean()),
+    )
+
+
+def _crosstalk(layers: Layers, shares: list[Tensor]) -> float:
     paths = layers[0]
     for weight, share in zip(layers[1:], shares, strict=True):
         paths = weight @ (share.to(paths).unsqueeze(1) * paths)
-    total = paths.sum()
+    total, by_input = paths.sum(), paths.sum(0)
     if not bool(total > 0):
-        return PathCrosstalk(float("nan"), float("nan"), "no path leads from an input to an output")
-    by_input = paths.sum(0)
+        return math.nan
     same = (paths.square().sum(0) / by_input.clamp(min=torch.finfo(paths.dtype).tiny)).sum() / total
-    activity = float(torch.cat(shares).mean())
-    return PathCrosstalk(float((1 - same).clamp(min=0) / (1 - 1 / outputs)), activity)
+    return float((1 - same).clamp(min=0) / (1 - 1 / len(paths)))
 
 
 @torch.no_grad()
@@ -146,11 +168,13 @@ def _names_of(found: Canonical, layers: Layers) -> list[str]:
 class CrosstalkOfPaths(CollectedScore):
     """`path_crosstalk` of one model on everything that `update` was given (its card is there), rank after rank.
 
-    `update(inputs)`; `compute()` gives float64 scalars: `"crosstalk"`, `"unit_activity"`.
+    `update(inputs)`; `compute()` gives float64 scalars: `"crosstalk"`, `"null"`, `"null_spread"`, `"unit_activity"`.
 
     Args:
         model: any module, the same on all ranks.
         forward_call: `(model, rows) -> output`; None calls the model.
+        nulls: how many shuffled copies.
+        seed: of shuffling.
         kwargs: of `torchmetrics.Metric`.
 
     Example:
@@ -167,9 +191,17 @@ class CrosstalkOfPaths(CollectedScore):
 
     columns = ("inputs",)
 
-    def __init__(self, model: nn.Module, *, forward_call: Forward | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        forward_call: Forward | None = None,
+        nulls: int = 5,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model, **kwargs)
-        self._forward_call = forward_call
+        self.settings: dict[str, Any] = {"forward": forward_call, "nulls": nulls, "seed": seed}
 
     def update(self, inputs: Tensor) -> None:
         """Add a batch of inputs."""
@@ -179,5 +211,6 @@ class CrosstalkOfPaths(CollectedScore):
         """The cross-talk on all inputs."""
         inputs = columns["inputs"]
         assert inputs is not None
-        found = path_crosstalk(model, inputs, forward=self._forward_call)
-        return {"crosstalk": found.value, "unit_activity": found.unit_activity}
+        found = path_crosstalk(model, inputs, **self.settings)
+        names = ("null", "null_spread", "unit_activity")
+        return {"crosstalk": found.value} | {name: float(getattr(found, name)) for name in names}

@@ -69,8 +69,8 @@ class RelativeModularity(Metric):
 class RelativeWiringCost(Metric):
     """`wiring_cost` as a metric (its card is there): of the model that the last `update` was given.
 
-    `update(model)`; `compute()` gives float64 scalars `"value"`, `"cost"`, `"null"`, `"as_given"`, NaN before. The first
-    rank's stand for all; a model whose weights are sharded must be gathered first.
+    `update(model)`; `compute()` gives float64 scalars `"value"`, `"cost"`, `"null"`, `"null_spread"`, `"as_given"`, NaN before.
+    The first rank's stand for all; a model whose weights are sharded must be gathered first.
 
     Args:
         nulls: how many shuffled copies.
@@ -91,7 +91,7 @@ class RelativeWiringCost(Metric):
     higher_is_better: bool | None = False
     full_state_update: bool | None = False
 
-    names = ("value", "cost", "null", "as_given")
+    names = ("value", "cost", "null", "null_spread", "as_given")
     values: Tensor
 
     def __init__(self, *, nulls: int = 5, seed: int = 0, **kwargs: Any) -> None:
