@@ -29,6 +29,8 @@ class FamilyImitation:
         surplus: surplus description length, bits: what the code costs beyond .1 bits per label, summed over blocks,
             lower = more legible. It stops growing once the family has learnt the primary, which the code length doesn't.
         fvu: per tap, mean over live units of the fraction of variance unexplained on the last block, lower = better.
+        cka: per tap, linear CKA (unbiased) of its units and the student's prediction of them on the last block, each unit
+            by its deviation; NaN above 2048 units. Not directed: see `linear_cka`.
         predicted_taps: per tap, the prediction for the last block, shaped like the primary's (for patch-through).
         first_scored: index of the last block's first query.
         positions: positions that count, over all queries: `code_length / positions` is bits per position.
@@ -50,6 +52,7 @@ class FamilyImitation:
     surplus: float = math.nan
     fvu: Mapping[str, float] = field(default_factory=dict)
     predicted_taps: Mapping[str, Tensor] = field(default_factory=dict)
+    cka: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     reasons: Mapping[str, str] = field(default_factory=dict)
     version: str = PROTOCOL
