@@ -181,7 +181,8 @@ def _run(parsed: argparse.Namespace, console: Console) -> int:
 
     for job in unfinished(jobs, again=arm):
         console.print(f"{job.label} -> {job.folder}", highlight=False, markup=False)
-        run(job, written=_also_written_to, bar=console.is_terminal, again=job.arm == arm)
+        again = job.arm == arm or job.state() == "failed"
+        run(job, written=_also_written_to, bar=console.is_terminal, again=again)
     console.print(f"Record: {jobs[-1].folder / RECORD}", highlight=False, markup=False)
     return 0
 

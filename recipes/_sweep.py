@@ -45,12 +45,13 @@ def sweep(jobs: Sequence[Job], workers: int, console: Console, *, retry_failed: 
     todo = unfinished(tried)
     if not todo:
         return 1 if left_out else 0
+    again = {job.folder for job in todo if job.state() == "failed"} if retry_failed else set()
     workers = min(workers, len(todo))
     console.print(f"{_runs(len(todo))}, {workers} at a time, one thread each.", highlight=False)
     start = time.monotonic()
     with _Screen(todo, console) as screen:
         try:
-            failed = run_all(todo, workers, screen.hear)
+            failed = run_all(todo, workers, screen.hear, again)
         except KeyboardInterrupt:
             screen.stop()
             console.print(

@@ -6,11 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from legibility.scores._material import Control, Material, Need, answers
+from legibility.scores._asking import answers
+from legibility.scores._material import Control, Material, Need
 
 Direction = Literal["lower", "higher"]
 Progress = Callable[[str, float], None]
-_NEEDED = {"model": "the model itself", "labels": "true labels", "shifted": "shifted data with labels"}
+_ROUNDING = 1e-6
+_NEEDED = {
+    "model": "the model itself",
+    "labels": "true labels",
+    "shifted": "shifted data with labels",
+    "layer": "a layer of the model (`Material.ask(..., layer=...)`)",
+    "concepts": "labels of concepts (`Material.ask(..., concepts=...)`)",
+    "classes": "a distribution over classes, which a regression hasn't",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Score:
         seconds: cost that doesn't depend on the model, roughly, per 1000 queries.
         version: of its protocol.
         weights_only: the model's answers don't matter: a control that changes only these has the same value.
+        times: how often `passes` and `seconds` are to be paid, from the material, such as the number of concepts.
     """
 
     name: str
@@ -57,6 +67,7 @@ class Score:
     seconds: float = 0.0
     version: str = "1"
     weights_only: bool = False
+    times: Callable[[Material], float] | None = None
 
     def missing(self, material: Material) -> str | None:
         """Why the score doesn't apply; None if it does."""
@@ -100,11 +111,12 @@ class Measured:
 
     @property
     def beaten_by(self) -> tuple[str, ...]:
-        """Controls that do strictly better: with one of them, the value says nothing for the model."""
+        """Controls that do better, by more than rounding: with one of them, the value says nothing for the model."""
         if self.direction is None or math.isnan(self.value):
             return ()
         sign = 1.0 if self.direction == "higher" else -1.0
-        return tuple(name for name, other in self.controls.items() if sign * other > sign * self.value)
+        least = sign * self.value + _ROUNDING * abs(self.value)
+        return tuple(name for name, other in self.controls.items() if sign * other > least)
 
 
 def measure(
@@ -189,7 +201,10 @@ def measure(
 
 def estimate(score: Score, material: Material, pass_seconds: float) -> float:
     """Seconds that one measurement is expected to take, without controls."""
-    return score.passes * pass_seconds + score.seconds * len(material.queries) / 1000
+    once = score.passes * pass_seconds + score.seconds * len(material.queries) / 1000
+    if score.times is None or score.missing(material) is not None:
+        return once
+    return once * score.times(material)
 
 
 def taken(score: Score, material: Material) -> Reading:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from legibility.tradeoff._arms import Arm, Cell, Comparison, Direction, Kind, Metric, Section, is_matched, natural
+from legibility.tradeoff._praise import with_adjusted
 from legibility.tradeoff._record import ControlOf, RunRecord
 from legibility.tradeoff._statistics import estimate
 
@@ -139,8 +140,8 @@ def _compare_recipe(
         for arm in _order(controls, baseline)
     )
     chosen = _headlines(metrics, cells, headlines)
-    section = Section(recipe, baseline, arms_in_order, metrics, chosen, ())
-    return Section(recipe, baseline, arms_in_order, metrics, chosen, tuple(_warnings(section)))
+    section = with_adjusted(Section(recipe, baseline, arms_in_order, metrics, chosen, ()))
+    return replace(section, warnings=tuple(_warnings(section)))
 
 
 _Runs = dict[str, dict[int, tuple[str, RunRecord]]]

@@ -180,7 +180,8 @@ class UnitStudents(Collected):
         True
     """
 
-    higher_is_better: bool | None = True
+    # Higher is better only among layers that have learnt something: an untrained one is easily read.
+    higher_is_better: bool | None = None
 
     def __init__(self, *, width: int = 4, steps: int = 300, seed: int = 0, limit: int = LIMIT, **kwargs: Any) -> None:
         super().__init__(("inputs", "activations"), limit=limit, **kwargs)

@@ -30,6 +30,8 @@ class FamilyImitation:
         surplus: surplus description length, bits: what the code costs beyond .1 bits per label, summed over blocks,
             lower = more legible. It stops growing once the family has learnt the primary, which the code length doesn't.
         fvu: per tap, mean over live units of the fraction of variance unexplained on the last block, lower = better.
+        cka: per tap, linear CKA (unbiased) of its units and the student's prediction of them on the last block, each unit
+            by its deviation; NaN above 2048 units. Not directed: see `linear_cka`.
         predicted_taps: per tap, the prediction for the last block, shaped like the primary's (for patch-through).
         by_position: `KL(p || q)` of each query of the last block, nats, `(n,)` or `(n, T)`, NaN where it doesn't count;
             empty for estimators.
@@ -56,6 +58,7 @@ class FamilyImitation:
     predicted_taps: Mapping[str, Tensor] = field(default_factory=dict)
     by_position: Tensor = field(default_factory=lambda: torch.zeros(0))
     decided: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    cka: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     reasons: Mapping[str, str] = field(default_factory=dict)
     version: str = PROTOCOL

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from legibility.scores._asking import call
 from legibility.scores.imitation._temperature import match_temperature
 from legibility.scores.weights._canonical import Canonical, canonicalise
 
@@ -226,6 +227,8 @@ class _Losses:
     def _of(self, model: nn.Module, rows: Tensor) -> Tensor:
         if self.labels.is_floating_point():
             output, values = self._output(model, rows), self.labels[rows]
+            if output.shape == (*values.shape, 1):
+                output = output.squeeze(-1)
             if output.shape != values.shape:
                 shape = tuple(output.shape)
                 raise ValueError(f"`labels` must be shaped like the output {shape}, got {tuple(values.shape)}.")
@@ -248,7 +251,7 @@ class _Losses:
 
     def _output(self, model: nn.Module, rows: Tensor) -> Tensor:
         inputs = self.inputs[rows]
-        return model(inputs) if self.forward is None else self.forward(model, inputs)
+        return (call if self.forward is None else self.forward)(model, inputs)
 
 
 def _rms(weight: Tensor) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from legibility.scores._inputs import check_floating
+from legibility.scores.weights._spread import hoyer
 
 ACTIVE = 1e-2
 """A weight counts as active above this absolute value."""
@@ -27,6 +28,7 @@ class SparsityOfWeights:
         dead_units: number of units whose incoming weights are all exactly zero (rows of the first dimension).
         units: number of rows.
         weights: number of weights.
+        hoyer: mean over tensors of Hoyer's measure, weighted by size, 0 to 1, higher = sparser; depends on tensors' sizes.
     """
 
     zeros: float
@@ -35,6 +37,7 @@ class SparsityOfWeights:
     dead_units: int
     units: int
     weights: int
+    hoyer: float = math.nan
 
 
 def gini(values: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
@@ -108,8 +111,8 @@ def weight_sparsity(named_weights: Iterable[tuple[str, Tensor]]) -> SparsityOfWe
 
 
 def _update(named_weights: Iterable[tuple[str, Tensor]]) -> Tensor:
-    """Sums over tensors: zeros, active, Gini x size, size of tensors with a Gini, dead units, units, weights."""
-    sums = torch.zeros(7, dtype=torch.float64)
+    """Sums over tensors: zeros, active, Gini x size, their size, dead units, units, weights, Hoyer x size, their size."""
+    sums = torch.zeros(9, dtype=torch.float64)
     for name, weight in named_weights:
         if not weight.is_floating_point():
             raise TypeError(f"`named_weights`: '{name}' must be a floating point tensor, got {weight.dtype}.")
@@ -126,6 +129,7 @@ def _update(named_weights: Iterable[tuple[str, Tensor]]) -> Tensor:
         spread = gini(weight).item()
         dead = (weight.flatten(1) == 0).all(1)
         known = not math.isnan(spread)
+        other = hoyer(weight).item() if weight.numel() > 1 else math.nan
         sums += torch.tensor(
             [
                 int((weight == 0).sum()),
@@ -135,6 +139,8 @@ def _update(named_weights: Iterable[tuple[str, Tensor]]) -> Tensor:
                 int(dead.sum()),
                 dead.numel(),
                 weight.numel(),
+                0.0 if math.isnan(other) else other * weight.numel(),
+                0 if math.isnan(other) else weight.numel(),
             ],
             dtype=torch.float64,
         )
@@ -142,7 +148,7 @@ def _update(named_weights: Iterable[tuple[str, Tensor]]) -> Tensor:
 
 
 def _compute(sums: Tensor) -> SparsityOfWeights:
-    zeros, active, spread, spread_weights, dead, units, weights = sums.tolist()
+    zeros, active, spread, spread_weights, dead, units, weights, other, other_weights = sums.tolist()
     constant = zeros == weights
     return SparsityOfWeights(
         zeros=math.nan if constant else zeros / weights,
@@ -151,6 +157,7 @@ def _compute(sums: Tensor) -> SparsityOfWeights:
         dead_units=int(dead),
         units=int(units),
         weights=int(weights),
+        hoyer=other / other_weights if other_weights else math.nan,
     )
 
 
@@ -161,11 +168,11 @@ def _of_first_rank(stacked: Tensor) -> Tensor:
 class WeightSparsity(Metric):
     """`weight_sparsity` as a metric: `update(named_weights)` may be called once per part of the model.
 
-    `compute()` gives `{"zeros", "active", "gini", "dead_units"}` as float64 scalars (see `SparsityOfWeights`).
+    `compute()` gives `{"zeros", "active", "gini", "dead_units", "hoyer"}` as float64 scalars (see `SparsityOfWeights`).
     Weights are equal on all ranks, so the first rank's measurements stand for all and nothing is summed over ranks: a
     model whose weights are sharded must be gathered first.
 
-    No direction is set, for the four values point different ways.
+    No direction is set, for the five values point different ways.
 
     Example:
         >>> import torch
@@ -185,7 +192,7 @@ class WeightSparsity(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(7, dtype=torch.float64), dist_reduce_fx=_of_first_rank)
+        self.add_state("sums", torch.zeros(9, dtype=torch.float64), dist_reduce_fx=_of_first_rank)
 
     def update(self, named_weights: Iterable[tuple[str, Tensor]]) -> None:
         """Add some of the model's weights, as pairs of name and tensor."""
@@ -195,6 +202,7 @@ class WeightSparsity(Metric):
         """The measurements by name."""
         found = _compute(self.sums)
         values = {"zeros": found.zeros, "active": found.active, "gini": found.gini, "dead_units": found.dead_units}
+        values |= {"hoyer": found.hoyer}
         device = self.sums.device
         return {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in values.items()}
 

@@ -73,11 +73,13 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_run_again(toy: Pat
     (job.folder / "digest.txt").unlink()
     write_failure(job.folder, job.digest, "Traceback\nValueError: no")
     other = holder(job.folder)
-    with pytest.raises(RuntimeError, match="it failed in another process"):
-        run(job, tell=tell)
+    with pytest.raises(RuntimeError, match="it failed in another process: ValueError: no"):
+        run(job, tell=tell, again=True)
     other.wait()
-    # Nobody else is at it: it is run, whatever lies there.
-    assert run(job) == ""
+    # It had failed before this process came to it: again only if asked to.
+    with pytest.raises(RuntimeError, match="it failed in another process: ValueError: no"):
+        run(job)
+    assert run(job, again=True) == ""
     assert job.state() == "finished"
 
 

@@ -280,7 +280,8 @@ def test_a_score_that_depends_on_the_loss_alone_is_no_gain(record: Make) -> None
         section = only([*runs, *(run("warm", seed, 0.02, control) for seed in range(5))])
         outcomes.append(judge(section, section.arm("a"), section.headlines[0]))
     # A two-sided 95 % interval errs on the winning side in about 1 of 40; 5 or more has a chance of .004.
-    assert set(outcomes) <= {"gain", "no gain over control"} and outcomes.count("gain") < 5
+    # What of it is owed to a control that stops a little short of the arm's loss is not counted, hence "unsure".
+    assert set(outcomes) <= {"gain", "unsure", "no gain over control"} and outcomes.count("gain") < 5
 
 
 def test_costs_and_guards_are_metrics_too(record: Make) -> None:

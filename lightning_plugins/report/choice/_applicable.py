@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from legibility.lightning_plugins.report.choice._readings import Views, readings
 from legibility.scores import (
     Control,
     Estimator,
@@ -14,6 +15,7 @@ from legibility.scores import (
     Score,
     default_controls,
     families_for,
+    further_scores,
     headline_scores,
     regression_queries,
     structure_scores,
@@ -23,11 +25,14 @@ from legibility.students import Student
 NAMES = {"imitation_saving": "median_saving", "gini": "canonical_gini"}
 """In the record: their own names belong to the students' mean saving and to the Gini of the weights as they are."""
 
-_SPARSE = ("canonical_gini", "compressed_size")
-_WIRED = ("wiring_cost", "relative_modularity")
-_ON_CLASSES = ("lens_gap", "key_value_memories", "used_given_encoded")
+_SPARSE = ("canonical_gini", "compressed_size", "path_crosstalk")
+_WIRED = ("wiring_cost", "relative_modularity", "path_crosstalk")
 _NO_CLASSES = "the output is no distribution over classes"
+_BY_STUDENTS = ("imitation_saving", "error_predictability", "patch_through", "student_cka")
+_BY_ANSWERS = ("imitation_saving", "error_predictability", "error_predictability_shifted", "tree_path_length")
+_BY_INPUTS = ("patch_through", "student_cka", "unit_readability")
 Family = Student | Estimator
+Take = Callable[[Material], Reading]
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,9 @@ class Applicable:
 
 def applicable(
     material: Material,
-    readings: Sequence[tuple[Score, str | None]],
+    views: Views,
     inputs: Tensor,
+    no_layer: str | None,
     *,
     classifies: bool,
     trained_with: frozenset[type[Student]],
@@ -61,8 +67,9 @@ def applicable(
 
     Args:
         material: The model.
-        readings: Of the representation, with reasons.
+        views: Its layers and head.
         inputs: What students and estimators read.
+        no_layer: Why the material holds no layer; None if it does.
         classifies: Whether the answers are distributions; otherwise they are cut into bins where a score needs decisions.
         trained_with: Architectures that took part in the training: they don't measure.
         students: Architectures that the user named, or None.
@@ -82,20 +89,32 @@ def applicable(
     if students is not None:
         families = [*(family for family in families if not isinstance(family, Student)), *students]
     families = [family for family in families if type(family) not in trained_with]
+    networks = [family for family in families if isinstance(family, Student)]
+    read = _AsRead(inputs, classifies)
     scores: list[tuple[Score, str | None]] = []
-    for score in [*headline_scores(families), *structure_scores()]:
+    for score in [*headline_scores(families), *structure_scores(), *further_scores(networks)]:
         own, reason = replace(score, name=NAMES.get(score.name, score.name)), None
-        if "model" not in score.needs:
-            own = replace(own, take=_as_read(score.take, inputs, classifies))
-            if score.name in ("imitation_saving", "error_predictability"):
-                own, reason = replace(own, seconds=max(own.seconds, students_seconds)), no_families
-        elif not score.weights_only and not classifies:
+        if score.name in _BY_ANSWERS:
+            own = replace(own, take=read.answers_only(score.take))
+        elif score.name in _BY_INPUTS:
+            own = replace(own, take=read.with_inputs(score.take))
+        elif score.name == "explanation_error":
+            own, reason = replace(own, take=read.by_inputs(score.take)), views.not_plain
+        if score.name in _BY_STUDENTS:
+            own, reason = (
+                replace(own, seconds=max(own.seconds, students_seconds)),
+                no_families or no_student(score, networks),
+            )
+        if not classifies and ("classes" in score.needs or score.name == "compressed_size"):
             reason = _NO_CLASSES
+        if "layer" in score.needs or "concepts" in score.needs:
+            reason = reason or no_layer
+        if "concepts" in score.needs and views.concepts is None:
+            reason = "no concept labels were given: see `concepts=`"
         if score.name == "error_predictability_shifted":
             reason = "needs data from another distribution, with labels: call `error_predictability` by hand"
         scores.append((own, reason))
-    for score, reason in readings:
-        scores.append((score, reason or (_NO_CLASSES if not classifies and score.name in _ON_CLASSES else None)))
+    scores += [(score, reason if classifies else _NO_CLASSES) for score, reason in readings(material, views)]
     return [
         Applicable(
             replace(score, take=_forgiven(score.take)),
@@ -104,6 +123,13 @@ def applicable(
         )
         for score, reason in scores
     ]
+
+
+def no_student(score: Score, networks: Sequence[Student]) -> str | None:
+    """Why a score that asks students alone has nobody to ask."""
+    if networks or score.name not in ("patch_through", "student_cka"):
+        return None
+    return "every student that reads such inputs took part in training"
 
 
 def _decisions(queries: Queries, inputs: Tensor, classifies: bool) -> Queries:
@@ -117,16 +143,36 @@ def _decisions(queries: Queries, inputs: Tensor, classifies: bool) -> Queries:
     return regression_queries(given, queries.logits, mask=mask)
 
 
-def _as_read(take: Callable[[Material], Reading], inputs: Tensor, classifies: bool) -> Callable[[Material], Reading]:
-    """A score that asks for the answers only, of what students read."""
+class _AsRead:
+    """Gives scores the inputs that students read in place of the examples' numbers."""
 
-    def reading(material: Material) -> Reading:
-        return take(replace(material, queries=_decisions(material.queries, inputs, classifies), model=None))
+    def __init__(self, inputs: Tensor, classifies: bool) -> None:
+        self._inputs, self._classifies = inputs, classifies
+        # Scores that share work know a material by its identity.
+        self._known: dict[int, tuple[Material, Material]] = {}
 
-    return reading
+    def answers_only(self, take: Take) -> Take:
+        """For scores of answers: decisions in place of a regression's values."""
+        return lambda material: take(
+            replace(material, queries=_decisions(material.queries, self._inputs, self._classifies), model=None)
+        )
+
+    def with_inputs(self, take: Take) -> Take:
+        """For scores of a layer that is recorded already."""
+        return lambda material: take(self._given(material))
+
+    def by_inputs(self, take: Take) -> Take:
+        """For scores that put inputs of their own to the model."""
+        return lambda material: take(replace(self._given(material), forward=None))
+
+    def _given(self, material: Material) -> Material:
+        if id(material) not in self._known:
+            queries = replace(material.queries, inputs=self._inputs.to(material.queries.inputs.device))
+            self._known[id(material)] = material, replace(material, queries=queries)
+        return self._known[id(material)][1]
 
 
-def _forgiven(take: Callable[[Material], Reading]) -> Callable[[Material], Reading]:
+def _forgiven(take: Take) -> Take:
     def reading(material: Material) -> Reading:
         try:
             return take(material)

@@ -10,13 +10,14 @@ from torch import Tensor
 from legibility.lightning_plugins.report._queries import Call, Subject
 from legibility.lightning_plugins.report.choice._applicable import NAMES, Applicable, applicable
 from legibility.lightning_plugins.report.choice._layers import Layers, head_of, layers_of
-from legibility.lightning_plugins.report.choice._readings import Views, readings
+from legibility.lightning_plugins.report.choice._readings import Views
 from legibility.lightning_plugins.report.choice._subject_material import by_number
 from legibility.lightning_plugins.report.choice._within_budget import Further, Progress, missing, take
-from legibility.scores import Material, Queries, headline_scores, structure_scores
+from legibility.scores import Layer, Material, Queries, further_scores, headline_scores, structure_scores
 from legibility.students import Student
 from legibility.tradeoff import ScoreEntry
 
+_MOST_NUMBERS = 1e8  # 400 MB
 _SHARDED = "the weights are spread over ranks, and this score needs copies of the whole model: measure the saved model"
 
 
@@ -70,7 +71,7 @@ def look_at(subject: Subject, queries: Queries, used: list[Call], temperature: f
     Returns:
         What was found; nothing is raised.
     """
-    nothing = Views(Layers([], False, "none"), [], "the model can't be asked", None, False)
+    nothing = Views(Layers([], False, "none"), [], "the model can't be asked", None, "the model can't be asked")
     if subject.sharded:
         return Seen(None, queries.inputs, nothing, _SHARDED)
     try:
@@ -89,7 +90,9 @@ def look_at(subject: Subject, queries: Queries, used: list[Call], temperature: f
             )
         )
         plain = _is_plain(used) and recorder.reads is None and subject.output is None
-        return Seen(material, inputs, Views(layers, head, no_head, _concepts(used), plain))
+        not_plain = None if plain else "the model reads more than one tensor, and neighbours of an input are one"
+        tap = taps[0] if taps else None
+        return Seen(material, inputs, Views(layers, head, no_head, _concepts(used), not_plain, tap))
     except Exception as error:  # noqa: BLE001 - somebody else's model: what can't be asked says why
         why = f"the model can't be asked example by example: {error}"
         return Seen(None, queries.inputs, replace(nothing, no_head=why), why)
@@ -109,13 +112,15 @@ def further(seen: Seen, subject: Subject, choice: Choice, *, classifies: bool, p
         An entry for each score: a value with its controls, or a reason.
     """
     if seen.material is None:
-        scores = [*headline_scores([]), *structure_scores()]
+        scores = [*headline_scores([]), *structure_scores(), *further_scores([])]
         entries = [missing(Applicable(score, False), str(seen.why_not)) for score in scores]
         return Further([entry for entry in map(_renamed, entries) if _matches(entry.name, choice.patterns)])
+    material, no_layer = _with_layer(seen) if choice.seconds > 0 else (seen.material, None)
     scores_here = applicable(
-        seen.material,
-        readings(seen.material, seen.views, seen.inputs),
+        material,
+        seen.views,
         seen.inputs,
+        no_layer,
         classifies=classifies,
         trained_with=subject.trained_with,
         students=choice.students,
@@ -124,7 +129,35 @@ def further(seen: Seen, subject: Subject, choice: Choice, *, classifies: bool, p
         wired=subject.wired,
     )
     chosen = [one for one in scores_here if _matches(one.score.name, choice.patterns)]
-    return take(seen.material, chosen, choice.seconds, choice.why_none, choice.tell, progress)
+    return take(material, chosen, choice.seconds, choice.why_none, choice.tell, progress)
+
+
+def _with_layer(seen: Seen) -> tuple[Material, str | None]:
+    """The material with a layer: the user's first tap, else what the last linear layer reads; or why there is none."""
+    material = seen.material
+    assert material is not None and material.model is not None
+    concepts = seen.views.concepts
+    if concepts is not None and concepts.ndim == 1:
+        concepts = concepts.unsqueeze(-1)
+    mask = None if material.queries.mask is None else material.queries.counted
+    inputs = material.queries.inputs
+
+    def layer_of(rows: Tensor, concepts: Tensor | None, mask: Tensor | None) -> Layer:
+        assert material is not None and material.model is not None
+        return Layer.of(material.model, rows, concepts, name=seen.views.tap, forward=material.forward, mask=mask)
+
+    try:
+        one = layer_of(inputs[:1], None, None)
+        size = one.activations.numel() * len(inputs)
+        if size > _MOST_NUMBERS:
+            return (
+                material,
+                f"its activations at all examples are {size:.2g} numbers, at most {_MOST_NUMBERS:.2g} are kept",
+            )
+        given = None if concepts is None else concepts.long().to(inputs.device)
+        return replace(material, layer=layer_of(inputs, given, mask)), None
+    except Exception as error:  # noqa: BLE001 - somebody else's model: a layer that can't be recorded is a reason
+        return material, f"its layer can't be recorded: {error}"
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

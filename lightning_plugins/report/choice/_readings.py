@@ -1,33 +1,17 @@
-"""Readings of the representation and of concepts as scores of a model that is asked by number."""
+"""Lenses and feed-forward values as scores of a model that is asked by number: what a material alone doesn't hold."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from legibility.lightning_plugins.report.choice._layers import Layers, activations, factor, first_floating, through
-from legibility.scores import (
-    Material,
-    Reading,
-    Score,
-    activation_l0,
-    effective_rank,
-    explanation_fidelity,
-    gated_disentanglement,
-    key_value_memories,
-    lens_profile,
-    live_units,
-    monosemanticity,
-    participation_ratio,
-    used_given_encoded,
-)
+from legibility.lightning_plugins.report.choice._layers import Layers, activations, factor, through
+from legibility.scores import Material, Reading, Score, key_value_memories, lens_profile
 
 _POSITIONS = 8192  # of a layer that are looked at: enough for its spectrum and for lenses
 _LEAST = 64
-_AT_WORK = 0.1  # of a unit's RMS: smooth functions never say exactly 0
 
 
 @dataclass(frozen=True)
@@ -39,59 +23,41 @@ class Views:
         head: Modules that make the answers of the last layer's output.
         no_head: Why there are none.
         concepts: Labels of concepts, a row for each example, or None.
-        plain: Whether the model reads one tensor and nothing else.
+        not_plain: Why inputs can't be put to the model as they are; None if it reads one tensor and nothing else.
+        tap: The layer that scores of a layer look at; None: what the last linear layer reads.
     """
 
     layers: Layers
     head: list[str]
     no_head: str | None
     concepts: Tensor | None
-    plain: bool
+    not_plain: str | None
+    tap: str | None = None
 
 
-def readings(material: Material, views: Views, inputs: Tensor) -> list[tuple[Score, str | None]]:
-    """Scores of the representation, and of each why it doesn't apply to this model, or None.
+def readings(material: Material, views: Views) -> list[tuple[Score, str | None]]:
+    """Scores of the stream and of the memories that write to it, and of each why it doesn't apply, or None.
 
     Args:
         material: The model, asked by number.
         views: Where to look.
-        inputs: What the students read; the model too, if `views.plain`.
 
     Returns:
         Scores for `measure`, with reasons.
     """
     assert material.model is not None
     names = views.layers.names
-    none = None if names else "no layer to look at: neither blocks, nonlinearities, several linear layers nor `taps`"
-    stream = none or _no_stream(material, views)
+    stream = _no_stream(material, views)
     # About 60 calls of the head for each layer, on half of the examples.
     share = _size(material.model, views.head) / max(1, sum(p.numel() for p in material.model.parameters()))
     lens_passes = 2 + 90 * share * max(0, len(names) - 1) * _share_of_rows(material)
-    concepts = none or ("no concept labels were given: see `concepts=`" if views.concepts is None else None)
-    local = None if views.plain else "the model reads more than one tensor, and neighbours of an input are one"
-    local = local if inputs.is_floating_point() else "the inputs are tokens, which have no neighbourhood"
-    model: frozenset[Literal["model", "labels", "shifted"]] = frozenset({"model"})
+    model: frozenset[Literal["model", "labels", "shifted", "layer", "concepts", "classes"]] = frozenset({"model"})
     return [
-        # What the answers are divided by doesn't reach the layers.
-        (Score("dimension", "directions", None, _dimension(names), model, passes=2, weights_only=True), none),
-        (Score("units_at_work", "share", None, _at_work(names), model, passes=2, weights_only=True), none),
         (Score("lens_gap", "ratio", "lower", _lens(names, views.head), model, passes=lens_passes), stream),
         (
             Score("key_value_memories", "share", "higher", _memories(names, views.head), model, passes=640 * share),
             stream,
         ),
-        (
-            Score(
-                "local_error", "ratio", None, _local(inputs), model, passes=8 * 64 * 17 / len(inputs), weights_only=True
-            ),
-            local,
-        ),
-        (
-            Score("used_given_encoded", "share", "higher", _used(views), model, passes=60, seconds=8.0),
-            concepts or views.no_head,
-        ),
-        (Score("gated_disentanglement", "share", "higher", _gated(views), model, passes=1, seconds=8.0), concepts),
-        (Score("monosemanticity", "share", "higher", _monosemantic(views), model, passes=1, seconds=1.0), concepts),
     ]
 
 
@@ -130,40 +96,6 @@ def _looked(material: Material, names: Sequence[str]) -> tuple[dict[str, Tensor]
         raise ValueError("none of the layers was called once with a row for each example")
     counted = material.queries.counted[rows]
     return said, None if material.queries.mask is None else counted, rows
-
-
-def _masks(said: Mapping[str, Tensor], mask: Tensor | None) -> dict[str, Tensor | None]:
-    """The mask where it fits: a layer with its own positions counts all of them."""
-    return {n: mask if mask is not None and mask.shape == t.shape[:-1] else None for n, t in said.items()}
-
-
-def _dimension(names: Sequence[str]) -> Callable[[Material], Reading]:
-    def take(material: Material) -> Reading:
-        said, mask, _ = _looked(material, names)
-        masks = _masks(said, mask)
-        depth = {name: participation_ratio(tensor, mask=masks[name]) for name, tensor in said.items()}
-        last = list(said)[-1]
-        details = {f"participation_ratio/{name}": value for name, value in depth.items()}
-        details["effective_rank"] = effective_rank(said[last], mask=masks[last])
-        details["live_units"] = float(live_units(said[last], mask=masks[last]))
-        details["units"] = float(said[last].shape[-1])
-        reason = None if math.isfinite(depth[last]) else "the last layer doesn't vary"
-        return Reading(depth[last], reason, details=details)
-
-    return take
-
-
-def _at_work(names: Sequence[str]) -> Callable[[Material], Reading]:
-    def take(material: Material) -> Reading:
-        said, mask, _ = _looked(material, names)
-        masks = _masks(said, mask)
-        shares = {n: activation_l0(tensor, mask=masks[n], threshold=_AT_WORK) for n, tensor in said.items()}
-        moving = [name for name, tensor in said.items() if live_units(tensor, mask=masks[name]) > 0]
-        if len(moving) < len(said):
-            return Reading(math.nan, "a layer doesn't vary: what says nothing is not sparse")
-        return Reading(sum(shares.values()) / len(shares), details={f"share/{n}": v for n, v in shares.items()})
-
-    return take
 
 
 def _lens(names: Sequence[str], head: Sequence[str]) -> Callable[[Material], Reading]:
@@ -224,71 +156,5 @@ def _memories(names: Sequence[str], head: Sequence[str]) -> Callable[[Material],
         details |= {"side_effects": found.side_effects, "memories": float(found.memories)}
         # Agreement, not the success of edits: in the last block every push succeeds.
         return Reading(found.agreement, found.reason or None, details=details, findings=found)
-
-    return take
-
-
-def _local(inputs: Tensor) -> Callable[[Material], Reading]:
-    def take(material: Material) -> Reading:
-        model = material.model
-        assert model is not None
-
-        def probabilities(rows: Tensor) -> Tensor:
-            said = first_floating(model(rows))
-            assert said is not None
-            return said.float() if said.ndim < 2 or said.shape[-1] == 1 else said.float().softmax(-1)
-
-        given = inputs.to(material.queries.inputs.device).float()
-        found = explanation_fidelity(given, probabilities)
-        return Reading(
-            found.error, found.reason or None, details={"unexplained": found.unexplained, "movement": found.movement}
-        )
-
-    return take
-
-
-def _concepts(views: Views, material: Material) -> tuple[Tensor, Tensor, Tensor | None]:
-    said, mask, rows = _looked(material, views.layers.names[-1:])
-    tensor = said[views.layers.names[-1]]
-    assert views.concepts is not None
-    labels = views.concepts.to(tensor.device)[rows]
-    if labels.ndim == tensor.ndim - 1:
-        labels = labels.unsqueeze(-1)
-    if labels.shape[:-1] != tensor.shape[:-1]:
-        if labels.ndim != 2 or tensor.ndim != 3:
-            raise ValueError(
-                f"concept labels {tuple(labels.shape)} don't fit the positions of the layer {tuple(tensor.shape)}"
-            )
-        tensor, mask = tensor.mean(1), None  # one label for each example: of a sequence the mean over its positions
-    return tensor, labels.long(), mask
-
-
-def _used(views: Views) -> Callable[[Material], Reading]:
-    def take(material: Material) -> Reading:
-        assert material.model is not None
-        tensor, labels, mask = _concepts(views, material)
-        found = used_given_encoded(tensor, labels, through(material.model, views.head), mask=mask)
-        details = {"share": found.share, "isolation": found.isolation, "witnessed_share": found.witnessed_share}
-        return Reading(found.score, found.reason or None, details=details, findings=found)
-
-    return take
-
-
-def _gated(views: Views) -> Callable[[Material], Reading]:
-    def take(material: Material) -> Reading:
-        tensor, labels, mask = _concepts(views, material)
-        found = gated_disentanglement(tensor, labels, mask=mask)
-        details = {"disentanglement": found.disentanglement, "informativeness": found.informativeness}
-        return Reading(found.score, found.reason or None, details=details, findings=found)
-
-    return take
-
-
-def _monosemantic(views: Views) -> Callable[[Material], Reading]:
-    def take(material: Material) -> Reading:
-        tensor, labels, mask = _concepts(views, material)
-        found = monosemanticity(tensor, labels, mask=mask)
-        details = {"permuted": found.permuted_selectivity, "coverage": found.coverage}
-        return Reading(found.selectivity, found.reason or None, details=details, findings=found)
 
     return take

@@ -1,0 +1,35 @@
+"""Whether a model has learnt anything: scores that untrained models win have no value for one that hasn't."""
+
+import math
+
+import torch
+
+from legibility.scores._divergence import LEAST_INFORMATION, information_bits
+from legibility.scores.imitation._queries import Queries
+
+CHANCE = 3.0
+"""Standard deviations of a null within which a difference from it is no difference."""
+
+_SURE = 3.0  # standard errors
+
+
+def why_unlearnt(queries: Queries) -> str | None:
+    """Why a model counts as untrained; None if it doesn't.
+
+    Its answers carry less than .05 bits about the input; or, where labels are known, it isn't surely right more often
+    than whoever always says the commonest label, however loud it says it.
+    """
+    logits = queries.logits[queries.counted]
+    information = information_bits(logits)
+    if information < LEAST_INFORMATION:
+        return f"the model is as good as constant: its answers carry {information:.2g} bits about the input"
+    if queries.labels is None:
+        return None
+    true = queries.labels[queries.counted.to(queries.labels.device)].to(logits.device)
+    accuracy = float((logits.argmax(-1) == true).double().mean())
+    commonest = float(torch.bincount(true).max()) / len(true)
+    if accuracy <= commonest + _SURE * math.sqrt(commonest * (1 - commonest) / len(true)):
+        return (
+            f"the model is right in {accuracy:.3f}, the commonest label in {commonest:.3f}: it hasn't learnt the task"
+        )
+    return None
