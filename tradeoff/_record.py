@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 SCHEMA = "legibility.run-record/1"
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,15 @@ class ScoreEntry:
 
     @property
     def beaten_by(self) -> tuple[str, ...]:
-        """Controls that do strictly better: with one of them, the value says nothing for the model."""
+        """Controls that do better, by more than rounding: with one of them, the value says nothing for the model."""
         if self.direction is None or self.value is None:
             return ()
         # Some scores stand beside a reference, such as the same students on the true labels: no control, nothing to beat.
         first = {"random-init": self.control} if self.control_name == "random-init" and self.control is not None else {}
         controls = {**first, **self.controls}
         sign = 1.0 if self.direction == "higher" else -1.0
-        return tuple(name for name, other in controls.items() if sign * other > sign * self.value)
+        least = sign * self.value + _ROUNDING * abs(self.value)
+        return tuple(name for name, other in controls.items() if sign * other > least)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,12 @@ class Imitation(NamedTuple):
     families: dict[str, FamilyImitation]
 
 
+class _Control(NamedTuple):
+    value: float
+    name: str
+    reason: str | None
+
+
 def imitation_scores(
     subject: Subject,
     families: Families,
@@ -137,9 +143,9 @@ def imitation_scores(
         values = _values(family) | _patch_through(subject, queries, used, temperature, family)
         other = _values(beside[name]) if beside is not None and name in beside else {}
         for score, value in values.items():
-            control = (other[score].value, "random-init") if score in other else (math.nan, None)
+            control = _Control(other[score].value, "random-init", other[score].reason) if score in other else None
             if score == "adjusted_saving" and twin is not None:
-                control = (twin[name], "saving on the true labels")
+                control = _Control(twin[name], "saving on the true labels", None)
             entries.append(_entry(score, value, control, type(student) in subject.trained_with, name))
     return Imitation([*_means(entries), *entries], fitted)
 
@@ -203,10 +209,8 @@ def _run_patched(
     return torch.cat(rows)
 
 
-def _entry(
-    name: str, value: _Value, control: tuple[float, str | None], trained_on: bool, family: str | None
-) -> ScoreEntry:
-    beside = control[0] if math.isfinite(control[0]) else None
+def _entry(name: str, value: _Value, control: _Control | None, trained_on: bool, family: str | None) -> ScoreEntry:
+    beside = None if control is None or not math.isfinite(control.value) else control.value
     finite = math.isfinite(value.value)
     return ScoreEntry(
         name=name,
@@ -214,10 +218,11 @@ def _entry(
         unit=value.unit,
         direction=value.direction,
         control=beside,
-        control_name=control[1] if beside is not None else None,
+        control_name=None if control is None or beside is None else control.name,
         trained_on=trained_on,
         family=family,
         reason=None if finite else value.reason or "not finite",
+        control_reasons={} if control is None or beside is not None else {control.name: control.reason or "not finite"},
     )
 
 

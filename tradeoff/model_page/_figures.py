@@ -120,8 +120,14 @@ def _runs(columns: list[str]) -> str:
         else:
             runs.append([name, 1])
     if len(runs) > 40:  # a text
-        return f'<span class="text">{esc("".join(columns) if max(map(len, columns)) == 1 else " ".join(columns))[:2000]}</span>'
+        glue = "" if max(map(len, columns)) == 1 else " "
+        return f'<span class="text">{glue.join(_visible(name) for name in columns[:200])}</span>'
     return " ".join(f"<span>{esc(name)}<small>×{count}</small></span>" for name, count in runs)
+
+
+def _visible(word: str) -> str:
+    """A token as one can see it, escaped."""
+    return esc(word.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍"))
 
 
 def _answers(picture: ModelPicture) -> Part:
@@ -148,13 +154,15 @@ def _selective(one: UnitsPicture) -> Figure:
     bars = bars_svg(
         counts, alt=f"Histogram of the variance explained, layer {one.layer}", low="0", high="1", note="explained"
     )
-    names = f'<p class="columns">{esc(" ".join(one.answers))}</p>'
+    cell = max(4.0, min(14.0, 160 / len(one.answers)))
+    heads = "".join(f"<span>{_visible(name).replace(' ', '␣')}</span>" for name in one.answers)
+    style = f"width:{max(cell * len(one.answers), 24):.0f}px"
+    # Under their columns, as long as they are short.
+    kind = "columns under" if max(map(len, one.answers)) <= 2 and cell >= 8 else "columns"
+    names = f'<p class="{kind}" style="{style if kind != "columns" else ""}">{heads}</p>'
     caption = f"Columns: {len(one.answers)} answers. Most selective units: {named}."
-    return Figure(
-        one.layer,
-        f'<div class="beside"><div>{_image(one.by_answer, alt, cell=max(4.0, min(14.0, 160 / len(one.answers))), tall=5)}{names}</div>{bars}</div>',
-        caption,
-    )
+    image = _image(one.by_answer, alt, cell=cell, tall=5)
+    return Figure(one.layer, f'<div class="beside"><div>{image}{names}</div>{bars}</div>', caption)
 
 
 def _lens(picture: ModelPicture) -> Part:
@@ -338,7 +346,7 @@ def _coloured(example: ExamplePicture, reading: Reading) -> str:
     most = max([value for value in reading.nats if value is not None] + [1e-9])
     parts = []
     for word, nats, model, student in zip(example.words, reading.nats, reading.model, reading.student, strict=True):
-        shown = esc(word).replace("\n", "⏎").replace("\t", "⇥")
+        shown = _visible(word)
         if nats is None:
             parts.append(f"<span>{shown}</span>")
             continue

@@ -36,17 +36,24 @@ _WORDS = {
     "relative_modularity": ("relative modularity", "clusters of weights beyond those of the same weights elsewhere"),
     "wiring_cost": ("wiring cost", "length of the connections once units stand best, against shuffled weights"),
     "tree_path_length": ("tree path", "questions that a tree asks to agree with the model"),
-    "dimension": ("dimension", "directions that the last layer fills (participation ratio)"),
-    "units_at_work": ("units at work", "share of the units above a tenth of their RMS at a time"),
+    "participation_ratio": ("dimension", "directions that the layer fills (participation ratio)"),
+    "activation_l0": ("units at work", "share of the layer's units that say anything at a time"),
+    "patch_through": (
+        "patch-through",
+        "share of what the answers say that is lost when a student's guess replaces a layer",
+    ),
+    "student_cka": ("CKA to students", "how alike a layer and what students make of it are"),
+    "unit_readability": ("unit readability", "how well small trees and lines foresee single units"),
+    "path_crosstalk": ("path cross-talk", "whether an input's paths through the units lead to all outputs"),
     "lens_gap": ("lens gap", "of what layers know, the share that is in another language than the output's"),
     "key_value_memories": (
         "feed-forward memories",
         "how often a unit's value says what the model answers where it fires",
     ),
-    "local_error": ("local error", "how far the best linear explanation near an input is off"),
+    "explanation_error": ("explanation error", "how far the best linear explanation near an input is off"),
     "used_given_encoded": ("used given encoded", "of the concepts in the last layer, those that the answers depend on"),
     "gated_disentanglement": ("disentanglement, gated", "whether units stand for one concept each, beyond chance"),
-    "monosemanticity": ("monosemanticity", "variance of units that their best concept explains"),
+    "selectivity": ("selectivity", "variance of units that their best concept explains"),
 }
 
 

@@ -1,6 +1,7 @@
 """What units say to inputs, and what they stand for."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ def units_pictures(seen: Seen, page: ModelPage, classifies: bool) -> list[UnitsP
     logits, counted = material.queries.logits[rows], material.queries.counted[rows]
     tokens = logits.ndim == 3
     answers, names = _answers(logits, counted, page, classifies, tokens)
+    concepts = _concepts(seen, rows, counted)
     found = []
     for layer, tensor in said.items():
         per_position = tensor.shape[:-1] == counted.shape
@@ -46,7 +48,10 @@ def units_pictures(seen: Seen, page: ModelPage, classifies: bool) -> list[UnitsP
         else:
             continue
         words = _columns(seen, rows, counted, own, page, tokens)
-        found.append(_picture(layer, values.double(), own, names, words, page, tokens))
+        pictured = _picture(layer, values.double(), own, names, words, page)
+        if concepts is not None and values.shape[0] == concepts.shape[0]:
+            pictured = _by_concepts(pictured, values.double(), concepts)
+        found.append(pictured)
     return found
 
 
@@ -78,6 +83,40 @@ def _columns(
     return [page.word(int(token)) for token in read]
 
 
+def _concepts(seen: Seen, rows: Tensor, counted: Tensor) -> Tensor | None:
+    """A row of concept values for each position that counts, or for each example; None without labels."""
+    labels = seen.views.concepts
+    if labels is None:
+        return None
+    labels = labels.long().to(rows.device)[rows]
+    if labels.ndim == 3 and labels.shape[:2] == counted.shape:
+        return labels[counted]
+    return labels.unsqueeze(-1) if labels.ndim == 1 else labels
+
+
+def _by_concepts(picture: UnitsPicture, values: Tensor, concepts: Tensor) -> UnitsPicture:
+    """The same, with a column for each value of each concept in place of the answers."""
+    spread = values.std(0, correction=0).clamp(min=1e-30)
+    scaled = ((values - values.mean(0)) / spread)[:, picture.shown]
+    names, columns, shares = [], [], []
+    for number in range(concepts.shape[1]):
+        found = concepts[:, number]
+        kept = found.unique()[:_ANSWERS]  # type: ignore[no-untyped-call]
+        indicator = torch.stack([found == one for one in kept], 1).double()
+        counts = indicator.sum(0)
+        means = (indicator.T @ scaled) / counts.clamp(min=1).unsqueeze(1)
+        shares.append(_explained(scaled, means, counts))
+        columns.append(means)
+        names += [f"{number}={int(one)}" for one in kept]
+    best = torch.stack(shares).amax(0)
+    return replace(
+        picture,
+        answers=names[: 4 * _ANSWERS],
+        by_answer=grid_of(torch.cat(columns)[: 4 * _ANSWERS].T, _SIGMAS),
+        selectivity=[round(float(share), 3) for share in best],
+    )
+
+
 def _picture(
     layer: str,
     values: Tensor,
@@ -85,7 +124,6 @@ def _picture(
     names: list[str],
     words: list[str] | None,
     page: ModelPage,
-    tokens: bool,
 ) -> UnitsPicture:
     spread = values.std(0, correction=0)
     live = spread > 1e-3 * spread.square().mean().sqrt()
