@@ -16,14 +16,14 @@ _SURE = 3.0  # standard errors
 def why_unlearnt(queries: Queries) -> str | None:
     """Why a model counts as untrained; None if it doesn't.
 
-    Its answers carry less than .05 bits about the input; or, where labels are known, it isn't surely right more often
-    than whoever always says the commonest label, however loud it says it.
+    Where labels are known: it isn't surely right more often than whoever always says the commonest label. Elsewhere: its
+    answers carry less than .05 bits about the input.
     """
     logits = queries.logits[queries.counted]
-    information = information_bits(logits)
-    if information < LEAST_INFORMATION:
-        return f"the model is as good as constant: its answers carry {information:.2g} bits about the input"
     if queries.labels is None:
+        information = information_bits(logits)
+        if information < LEAST_INFORMATION:
+            return f"the model is as good as constant: its answers carry {information:.2g} bits about the input"
         return None
     true = queries.labels[queries.counted.to(queries.labels.device)].to(logits.device)
     accuracy = float((logits.argmax(-1) == true).double().mean())

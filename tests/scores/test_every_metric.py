@@ -292,7 +292,7 @@ CASES = {
         {"inputs": INPUTS},
         scores.path_crosstalk,
         lambda: scores.path_crosstalk(MODEL, INPUTS),
-        {"crosstalk": "value", "null": "null", "null_spread": "null_spread", "unit_activity": "unit_activity"},
+        {name: name for name in ("value", "crosstalk", "null", "null_lowest", "unit_activity")},
         direction=False,
     ),
 }
