@@ -9,7 +9,7 @@ from torch import Tensor
 
 from legibility.scores._asking import call
 from legibility.scores._divergence import answers, information_bits, one_scale
-from legibility.scores._gate import why_unlearnt
+from legibility.scores._gate import if_learnt, why_unlearnt
 from legibility.scores._material import Material, Need
 from legibility.scores._measure import Reading, Score
 from legibility.scores.concepts._monosemanticity import monosemanticity
@@ -24,7 +24,6 @@ from legibility.scores.weights._spread import activation_l0
 from legibility.students import Student, held_out_students, read_signature
 
 _LAYER = "layer"
-Take = Callable[[Material], Reading]
 
 
 def further_scores(students: Sequence[Student] | None = None, *, jobs: int | None = None) -> list[Score]:
@@ -70,9 +69,9 @@ def further_scores(students: Sequence[Student] | None = None, *, jobs: int | Non
     return [
         Score("patch_through", "share", "lower", patched, layer, passes=2, seconds=4.0),
         Score("student_cka", "ratio", None, alike, layer, passes=2, seconds=4.0),
-        Score("unit_readability", "share", "higher", _if_learnt(_readable), layer, seconds=3.0),
+        Score("unit_readability", "share", "higher", if_learnt(_readable), layer, seconds=3.0),
         Score("selectivity", "share", "higher", _selective, concepts, seconds=0.2),
-        Score("explanation_error", "share", "lower", _if_learnt(_explained), model | {"classes"}, passes=12),
+        Score("explanation_error", "share", "lower", if_learnt(_explained), model | {"classes"}, passes=12),
         Score("participation_ratio", "directions", None, _dimension, frozenset({"layer", "model"}), seconds=0.1),
         Score("activation_l0", "share", None, _at_work, frozenset({"layer", "model"}), seconds=0.05),
         Score("path_crosstalk", "share", "lower", _crosstalk, model, passes=1, seconds=0.1, weights_only=True),
@@ -130,14 +129,6 @@ def _rest(rest: Callable[[Tensor], Tensor], activations: Tensor, queries: Querie
         return answers(rest, activations, every).view(*every.shape, -1)
     with torch.no_grad():
         return rest(activations)
-
-
-def _if_learnt(take: Take) -> Take:
-    def gated(material: Material) -> Reading:
-        unlearnt = why_unlearnt(material.queries)
-        return take(material) if unlearnt is None else Reading(math.nan, unlearnt)
-
-    return gated
 
 
 def _rows(material: Material) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,13 @@
 """Whether a model has learnt anything: scores that untrained models win have no value for one that hasn't."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from legibility.scores._divergence import LEAST_INFORMATION, information_bits
+from legibility.scores._material import Material
+from legibility.scores._measure import Reading
 from legibility.scores.imitation._queries import Queries
 
 CHANCE = 3.0
@@ -33,3 +36,13 @@ def why_unlearnt(queries: Queries) -> str | None:
             f"the model is right in {accuracy:.3f}, the commonest label in {commonest:.3f}: it hasn't learnt the task"
         )
     return None
+
+
+def if_learnt(take: Callable[[Material], Reading]) -> Callable[[Material], Reading]:
+    """A measurement that has no value for an untrained model."""
+
+    def gated(material: Material) -> Reading:
+        unlearnt = why_unlearnt(material.queries)
+        return take(material) if unlearnt is None else Reading(math.nan, unlearnt)
+
+    return gated
