@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from legibility.lightning_plugins.foundation._arguments import argument_names, by_name, pick_input, pick_mask
+from legibility.lightning_plugins.foundation._choose_output import choose_output
 from legibility.lightning_plugins.foundation._compiled import forget_compiled
 from legibility.lightning_plugins.foundation._hooks import Hooks
 from legibility.lightning_plugins.foundation._recording import Recording, has_predictions, pick_leaf, prediction_shape
@@ -105,14 +106,15 @@ class Recorder:
     ) -> None:
         self._modules = modules_by_name(root)
         self._hooks = Hooks(root)
-        self._output = output
+        #: Path of what is imitated; found at the first call, if several tensors are returned and one tells itself.
+        self.output = output
         self._with_gradients = with_gradients
         self._open = False
         self._calls: list[_Call] = []
         self._tapped: dict[str, Leaf] = {}
         self._arguments: list[str] = []
         self._copying, self._traced = with_gradients, False
-        self._steps, self._recorded = 0, False
+        self._steps, self._recorded, self._compared = 0, False, False
         names = list(self._modules)
         # "" is the root itself, as it is found by modules that are called as a whole.
         self.model = match_names(model, names, "model")[0] if model else model
@@ -156,8 +158,11 @@ class Recorder:
         self._calls = []
         self._tapped = {}
 
-    def close(self) -> list[Recording]:
+    def close(self, batch: Any = None) -> list[Recording]:
         """Stops recording and returns the primary's calls of this step, in order.
+
+        Args:
+            batch: The batch they belong to, whose labels may tell which of several outputs is meant.
 
         Raises:
             ValueError: The model was not found, a tap never fired, or the output cannot be used.
@@ -175,7 +180,7 @@ class Recorder:
         if self._steps == _PATIENCE:
             self._say_if_silent()
         fresh = [_without_stale(call, before) for call, before in zip(calls, [None, *calls], strict=False)]
-        recordings = [self._recording(call) for call in fresh]
+        recordings = [self._recording(call, batch) for call in fresh]
         if calls and self._copying:
             # Copies cost time and memory: they are made in the first step, and later if that showed the need.
             self._copying = any(tensor._version != version for call in calls for tensor, version, _ in call.copies)
@@ -185,7 +190,7 @@ class Recorder:
         # Sizes are asked for again: lazy parameters have some only after the first call.
         holders = set(_candidates(self._modules))
         calls = [call for call in calls if call.name in holders]
-        predicting = [call for call in calls if self._output is not None or has_predictions(call.result)]
+        predicting = [call for call in calls if self.output is not None or has_predictions(call.result)]
         if not calls:
             raise ValueError(
                 "`model`: no single module that holds most of the trainable parameters was called in the step, so the "
@@ -197,7 +202,7 @@ class Recorder:
         # A module that contains another one has the shorter name: the outermost call is what the user calls.
         return min((call.name for call in predicting or calls), key=len)
 
-    def _recording(self, call: _Call) -> Recording:
+    def _recording(self, call: _Call, batch: Any) -> Recording:
         missing = [name for name in self._inner if name not in call.tapped]
         if missing:
             raise ValueError(
@@ -207,8 +212,17 @@ class Recorder:
             )
         self._arguments = self._arguments or argument_names(_unwrapped(self.primary))
         arguments = by_name(self._arguments, call.args, call.kwargs)
-        leaf = pick_leaf(call.result, self._output)
-        read = pick_input(arguments, rows_of(leaf)) if self.reads is None else call.tapped[self.reads]
+        named = None if self.reads is None else call.tapped[self.reads]
+        if self.output is None:
+            self.output = choose_output(call.result, batch, arguments, named)
+        leaf = pick_leaf(call.result, self.output)
+        read = pick_input(arguments, rows_of(leaf)) if named is None else named
+        trivial, self._compared = not self._compared and named is not None and _same(read, leaf), True
+        if trivial:
+            raise ValueError(
+                f"`reads`: {self.reads!r} returns the very numbers that the students shall imitate, so there is nothing "
+                "to learn. Name a module that runs before it."
+            )
         inputs, counts = padded(read)
         source = leaf.data if isinstance(leaf, PackedSequence) else leaf
         changed = [copy for tensor, version, copy in call.copies if tensor is leaf and tensor._version != version]
@@ -220,8 +234,8 @@ class Recorder:
             raise ValueError(
                 f"`reads`: students would read {tuple(inputs.shape)} and imitate {tuple(output.shape)}, and these do "
                 "not have one row for each example alike (graphs, or time before batch). Name a module whose output "
-                "has a row for each prediction with `reads=`, or the part to imitate with `model=`; modules: "
-                f"{', '.join([n for n in self._modules if n][-12:])}."
+                "has a row for each prediction with `reads=`, or with `model=` the part that makes predictions out of such "
+                f"rows; modules: {', '.join([n for n in self._modules if n][-12:])}."
             )
         return Recording(
             args=call.args,
@@ -298,6 +312,12 @@ def _first_floating(name: str, result: Any) -> Leaf:
         if is_floating(leaf):
             return leaf
     raise ValueError(f"`taps`: {name} returned no floating-point tensor ({type(result).__name__}).")
+
+
+def _same(read: Leaf, leaf: Leaf) -> bool:
+    return (
+        isinstance(read, Tensor) and isinstance(leaf, Tensor) and read.shape == leaf.shape and torch.equal(read, leaf)
+    )
 
 
 def _without_stale(call: _Call, before: _Call | None) -> _Call:

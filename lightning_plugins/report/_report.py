@@ -114,6 +114,7 @@ class InterpretabilityReport(LegibilityCallback):
         self.record: RunRecord | None = None
         self.path: Path | None = None
         self._found: str | None = model
+        self._found_output: str | None = output
         self._keeper = QueryKeeper(queries, self._recorder, self._name_model)
         self._clock = Clock()
 
@@ -134,8 +135,8 @@ class InterpretabilityReport(LegibilityCallback):
     def _uninstall(self) -> None:
         self._keeper.stop()
 
-    def _name_model(self, name: str) -> None:
-        self._found = name
+    def _name_model(self, name: str, output: str | None) -> None:
+        self._found, self._found_output = name, output
 
     def _adopt(self, trainer: "Trainer") -> None:
         """What the user named for StudentLegibility need not be named again."""
@@ -151,7 +152,7 @@ class InterpretabilityReport(LegibilityCallback):
             pl_module,
             model=self._found,
             taps=self.taps if taps else (),
-            output=self.output,
+            output=self.output if self.output is not None else self._found_output,
             reads=self.reads,
             with_gradients=with_gradients,
         )
