@@ -12,12 +12,13 @@ from legibility.lightning_plugins.foundation._recording import (
     pick_leaf,
     prediction_shape,
 )
-from legibility.lightning_plugins.foundation._trees import Leaf, padded, rows_of
+from legibility.lightning_plugins.foundation._trees import Leaf, batch_first, padded, rows_of
 
 
 def choose_output(result: Any, batch: Any, arguments: Mapping[str, Any], read: Leaf | None = None) -> str | None:
     """The path to imitate in a result of several tensors, by the first of these rules that leaves exactly one.
 
+    - it has a row for each example (``(logits, state)`` of a recurrent network, whose state has layers first);
     - the batch holds class labels for it (of the heads of a multi-task network, the classifier);
     - it has the shape of the input (what an autoencoder returns beside its code);
     - it is not within a nested container (``(prediction, (hidden, cell))``).
@@ -47,10 +48,12 @@ def choose_output(result: Any, batch: Any, arguments: Mapping[str, Any], read: L
     if isinstance(result, Tensor) or len(found) < 2:
         return None
     pairs = list(_with_inputs(result, found, arguments, read))
+    pairs = [pair for pair in pairs if prediction_shape(pair[1], pair[2])[0] == len(pair[2])]
     rules = (
+        [path for path, _, _ in pairs],
         [path for path, output, inputs in pairs if _labelled(output, inputs, batch, arguments)],
         [path for path, output, inputs in pairs if inputs.is_floating_point() and output.shape == inputs.shape],
-        [path for path in found if "." not in path],
+        [path for path, _, _ in pairs if "." not in path],
     )
     return next((paths[0] for paths in rules if len(paths) == 1), None)
 
@@ -64,6 +67,7 @@ def _with_inputs(
             inputs, _ = padded(pick_input(arguments, rows_of(leaf)) if read is None else read)
         except ValueError:
             continue
+        inputs = batch_first(inputs, rows_of(leaf))
         output, _ = padded(leaf, positions=inputs.shape[1] if inputs.ndim > 1 else 0)
         yield path, output, inputs
 

@@ -14,7 +14,7 @@ from legibility.lightning_plugins.foundation._softmax import softmaxed
 from legibility.lightning_plugins.foundation._trees import Leaf, at_path, is_floating, leaves_in, padded, tensors_in
 
 # Names of what a model says, the surest first.
-_OUTPUTS = (("logits", "prediction"), ("predictions", "preds", "y_hat", "y_pred", "output"))
+_OUTPUTS = (("logits", "prediction"), ("predictions", "preds", "y_hat", "y_pred", "output"), ("loc",))
 _LABEL = re.compile(r"label|target|class|(^|\.)y$")
 
 
@@ -172,10 +172,13 @@ def has_classes(recording: Recording) -> bool:
 
 
 def look_at_loss(recordings: Sequence[Recording], loss: Tensor | None) -> None:
-    """Notes whether the loss takes the recorded outputs for logits."""
+    """Notes whether the loss takes the recorded outputs for logits, or they are logarithms of probabilities already."""
     for recording in recordings:
         if loss is not None and recording.source is not None:
             recording.logits = softmaxed(recording.source, loss)
+            if recording.logits is False and has_classes(recording):
+                sums = recording.output.detach().float().logsumexp(-1)
+                recording.logits = bool(sums.abs().max() < 1e-3) if sums.numel() else None
 
 
 def _is_scalar(leaf: Leaf) -> bool:
