@@ -57,12 +57,22 @@ class Prune(ModelPruning):
         self._parameters_to_prune = [
             (module, name)
             for module in pl_module.modules()
-            # An attention's output projection is read without being called, which pruning's hooks wait for.
-            if not isinstance(module, (nn.Embedding, nn.modules.linear.NonDynamicallyQuantizableLinear))
+            if not isinstance(module, nn.Embedding)
             for name, parameter in module.named_parameters(recurse=False)
             if parameter.ndim > 1
         ]
         super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """An attention reads its output projection's weight without calling it, which pruning's hooks wait for."""
+        for module in pl_module.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                module.register_forward_pre_hook(_apply_masks)
+
+
+def _apply_masks(attention: nn.MultiheadAttention, args: object) -> None:
+    for hook in attention.out_proj._forward_pre_hooks.values():
+        hook(attention.out_proj, ())
 
 
 def _between(start: int, end: int, epoch: int) -> bool:
@@ -78,7 +88,8 @@ def _arm(callback: dict[str, object] | None = None, **settings: float) -> Arm:
 
 
 def _pruned(amount: float) -> dict[str, object]:
-    return {"class_path": "legibility.recipes.sparsity_digits.PruneOnce", "init_args": {"amount": amount, "epoch": 99}}
+    settings = {"amount": amount, "start": 19, "end": 119}
+    return {"class_path": "legibility.recipes.sparsity_digits.Prune", "init_args": settings}
 
 
 _DENSITIES = (0.7, 0.9, 0.95, 0.97)
