@@ -22,7 +22,7 @@ class PatChars(PatStep, SparseChars):
         reg_lambda: Of PAT's proximal step.
     """
 
-    def __init__(self, lr: float = 1.2e-2, reg_lambda: float = 0.1) -> None:
+    def __init__(self, lr: float = 4.8e-2, reg_lambda: float = 0.1) -> None:
         super().__init__(lr, weight_decay=0.0)
         self.reg_lambda = reg_lambda
 
@@ -41,7 +41,7 @@ def _arm(strength: float) -> Arm:
 RECIPE = Recipe(
     name="sparsity_pat_lm",
     question="torchao's proximal optimizer on characters of Python's own library: task loss against exact zeros.",
-    arms={f"pat-{s:g}": _arm(s) for s in (0.02, 0.05, 0.1, 0.2)},
-    baseline="pat-0.02",
+    arms={f"pat-{s:g}": _arm(s) for s in (0.03, 0.06, 0.1, 0.2)},
+    baseline="pat-0.03",
     presets={"full": Preset(seeds=(0, 1, 2, 3, 4), minutes=10)},
 )

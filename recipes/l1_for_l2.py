@@ -14,6 +14,7 @@ RESULTS
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class UnitScores(Callback):
         entries = [
             ScoreEntry(
                 name, value, "units" if name == "live_units" else "share", _DIRECTIONS.get(name, "higher"),
-                control[name], "random-init", trained_on=False, reason=None if value == value else "no unit varies",
+                control[name], "random-init", trained_on=False, reason="no unit varies" if math.isnan(value) else None,
             )
             for name, value in found.items()
         ]  # fmt: skip

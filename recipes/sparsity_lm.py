@@ -79,9 +79,24 @@ _WARM = {"class_path": _OURS + "Schedule", "init_args": {"knots": [[0.0, 0.0], [
 _PENALTY = {"heal": 0.35, "schedule": _WARM, "follow_rate": False}
 _CUBIC = {"class_path": _OURS + "Schedule", "init_args": {"knots": [[0.1, 0.0], [1.0, 1.0]], "curve": "cubic"}}
 _TOP_K = {"scope": "global", "heal": 0.35, "schedule": _CUBIC}
-# ModelPruning acts at the ends of epochs: ten of them, of which the second to the sixth prune.
-_PRUNING = {"limit_train_batches": 35, "val_check_interval": 1.0, "check_val_every_n_epoch": 10}
+# ModelPruning acts at the ends of epochs: twenty of them, of which the third to the thirteenth prune.
+_PRUNING = {"limit_train_batches": 18, "val_check_interval": 1.0, "check_val_every_n_epoch": 20}
+_PRUNE = "legibility.recipes.sparsity_digits.Prune"
+_FAST = 4.8e-2
+# The thresholds follow the learning rate, which rises over the first 50 of the 227 steps before healing.
+_RISING = {"class_path": _OURS + "Schedule", "init_args": {"knots": [[0.0, 0.0], [0.22, 1.0]]}}
+_LATENT = {"heal": 0.35, "schedule": _RISING, "reweighted": False, "latent": True}
 _SHARES = (0.5, 0.7, 0.9, 0.97)
+
+
+def _even(strength: float) -> dict[str, float]:
+    """One threshold for all matrices, whatever their initial RMS (.088, .036, elsewhere .072)."""
+    return {"*.in_proj_weight": 0.82 * strength, "*.linear2.weight": 2 * strength, "*": strength}
+
+
+def _l1(strength: float, **settings: Any) -> Arm:
+    return _arm(_OURS + "L1Sparsity", {"strength": strength, **_PENALTY, **settings}, lr=_FAST)
+
 
 RECIPE = Recipe(
     name="sparsity_lm",
@@ -90,20 +105,19 @@ RECIPE = Recipe(
         "plain": _arm(),
         "l2-dropout": _arm(weight_decay=0.1, dropout=0.0),
         **{f"l1-in-loss-{s:g}": _arm(l1=s) for s in (1e-6, 1e-5, 3e-5, 1e-4)},
+        **{f"proximal-{s}": _l1(s, reweighted=False) for s in (16, 32, 48, 64)},
+        **{f"reweighted-heal-{s}": _l1(s) for s in (80, 160, 320, 640)},
         **{
-            f"proximal-{s}": _arm(_OURS + "L1Sparsity", {"strength": s, "reweighted": False, **_PENALTY})
-            for s in (16, 32, 64, 128)
+            f"latent-{s}": _arm(_OURS + "L1Sparsity", {"strength": _even(s), **_LATENT}, lr=_FAST)
+            for s in (4, 8, 13, 27)
         },
-        **{f"reweighted-heal-{s}": _arm(_OURS + "L1Sparsity", {"strength": s, **_PENALTY}) for s in (20, 40, 80, 160)},
         **{
-            f"group-{s}": _arm(_OURS + "GroupSparsity", {"strength": s, "groups": "rows", **_PENALTY})
+            f"group-{s}": _arm(_OURS + "GroupSparsity", {"strength": s, "groups": "rows", **_PENALTY}, lr=_FAST)
             for s in (4, 8, 16, 32)
         },
-        **{f"top-k-{1 - s:.2f}": _arm(_OURS + "TopKSparsity", {"sparsity": s, **_TOP_K}) for s in _SHARES},
+        **{f"top-k-{1 - s:.2f}": _arm(_OURS + "TopKSparsity", {"sparsity": s, **_TOP_K}, lr=_FAST) for s in _SHARES},
         **{
-            f"pruning-{1 - s:.2f}": _arm(
-                "legibility.recipes.sparsity_digits.Prune", {"amount": s, "start": 1, "end": 5}, _PRUNING
-            )
+            f"pruning-{1 - s:.2f}": _arm(_PRUNE, {"amount": s, "start": 2, "end": 12}, _PRUNING, lr=2.4e-2)
             for s in _SHARES
         },
     },

@@ -1,6 +1,7 @@
 """What holds for every callback that steps weights, whatever the model, the optimizer and the trainer do."""
 
 import importlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ KINDS: dict[str, Callable[..., Any]] = {
     "goal": lambda **o: L1Sparsity(sparsity=0.8, **o),
     "top-k": lambda **o: TopKSparsity(0.8, **o),
     "global top-k": lambda **o: TopKSparsity(0.8, scope="global", minimum_per_row=1, **o),
+    "latent": lambda **o: L1Sparsity(0.5, reweighted=False, follow_rate=False, latent=True, **o),
+    "latent top-k": lambda **o: TopKSparsity(0.8, latent=True, **o),
     "wiring": lambda **o: WiringCost(0.5, swap_every=3, follow_rate=False, **o),
     "rows": lambda strength=1.0, **o: GroupSparsity(strength, "rows", follow_rate=False, **o),
     "neurons": lambda strength=1.0, **o: GroupSparsity(strength, "neurons", follow_rate=False, **o),
@@ -113,7 +116,7 @@ def test_a_tied_weight_is_moved_once(pl: Any, trainer: Callable[..., Any], kind:
     assert (found[0] == 0).any()
 
 
-@pytest.mark.parametrize("kind", ["plain", "reweighted", "preconditioned", "top-k", "wiring", "neurons"])
+@pytest.mark.parametrize("kind", ["plain", "preconditioned", "top-k", "latent", "wiring", "neurons"])
 def test_an_accumulated_step_is_one_step(pl: Any, trainer: Callable[..., Any], kind: str) -> None:
     """4 batches of 2 rows to a step do what a batch of 8 rows does: one step of the callback for one of the optimizer."""
     whole, parts = (make_module(pl, optimizer="adamw") for _ in range(2))
@@ -124,7 +127,7 @@ def test_an_accumulated_step_is_one_step(pl: Any, trainer: Callable[..., Any], k
     assert (zeros[0].any() or kind == "neurons") and (zeros[0] != zeros[1]).float().mean() < 5e-3
 
 
-@pytest.mark.parametrize("kind", ["plain", "reweighted", "preconditioned", "top-k", "wiring", "rows", "neurons"])
+@pytest.mark.parametrize("kind", ["plain", "preconditioned", "top-k", "latent", "wiring", "rows", "neurons"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_that_the_scaler_skips_moves_nothing(
     pl: Any, trainer: Callable[..., Any], kind: str, fused: bool
@@ -150,7 +153,7 @@ def test_a_step_that_the_scaler_skips_moves_nothing(
     module.on_before_optimizer_step = lambda optimizer: None
     trainer([KINDS[kind](), Watch()], max_epochs=1, plugins=[plugin], precision=None).fit(module, loader(rows=48))
     assert len(seen) == 6
-    for (_, before), (overflowed, after) in zip(seen, seen[1:], strict=False):
+    for (_, before), (overflowed, after) in itertools.pairwise(seen):
         if overflowed and kind == "top-k":  # the schedule goes on: weights may become zero, none changes otherwise
             assert torch.equal(after, before) or torch.equal(after[after != 0], before[after != 0])
         else:
