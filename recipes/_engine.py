@@ -95,7 +95,7 @@ def check(job: Job) -> None:
         Exception: From LightningCLI, if something does not fit; ImportError if the module cannot be imported.
     """
     load(job.module, job.path)
-    _cli(_ParsedOnly, ["--config", yaml.safe_dump(_settled(job, bar=False)), *job.overrides])
+    parsed_cli(_ParsedOnly, ["--config", yaml.safe_dump(_settled(job, bar=False)), *job.overrides])
 
 
 class _ParsedOnly(LightningCLI):
@@ -110,7 +110,7 @@ def _run(job: Job, tell: Tell, bar: bool) -> list[str]:
     load(job.module, job.path)
     config = job.folder / CONFIG
     write(config, yaml.safe_dump(_settled(job, bar), sort_keys=False))
-    cli = _cli(LightningCLI, ["--config", str(config), *job.overrides])
+    cli = parsed_cli(LightningCLI, ["--config", str(config), *job.overrides])
     with warnings.catch_warnings():
         # Without the Nones of the command line, the written file would not say what was run.
         warnings.simplefilter("ignore")
@@ -205,7 +205,8 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def _cli(kind: type[LightningCLI], arguments: list[str]) -> LightningCLI:
+def parsed_cli(kind: type[LightningCLI], arguments: list[str]) -> LightningCLI:
+    """A LightningCLI as recipes use it, built from these arguments."""
     with warnings.catch_warnings():
         # It sees the arguments of `legibility` behind its own and takes that for a mistake.
         warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")

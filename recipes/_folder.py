@@ -9,6 +9,8 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from legibility.tradeoff.model_page import page_path, picture_path
+
 RECORD, CHECKPOINT, CONFIG, DIGEST, ERROR, LOG = (
     "record.json",
     "last.ckpt",
@@ -38,7 +40,7 @@ def clean(folder: Path) -> None:
 
     The offline data of W&B goes too: synchronised later, it would show a run that never ended.
     """
-    for name in (DIGEST, RECORD, CHECKPOINT, ERROR):
+    for name in (DIGEST, RECORD, CHECKPOINT, ERROR, page_path(RECORD).name, picture_path(RECORD).name):
         (folder / name).unlink(missing_ok=True)
     for pattern in _PARTS:
         for path in folder.glob(pattern):
