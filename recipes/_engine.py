@@ -15,6 +15,7 @@ from pytorch_lightning.cli import LightningCLI
 
 from legibility.recipes._find import load
 from legibility.recipes._folder import (
+    BY_ANOTHER,
     CHECKPOINT,
     CONFIG,
     DIGEST,
@@ -70,7 +71,7 @@ def run(
         state = job.state()
         if state in ("finished", "failed") and (waited or not again):
             if state == "finished":
-                return "by another process"
+                return BY_ANOTHER
             raise RuntimeError(f"it failed in another process: {read_failure(job.folder, job.digest)}")
         clean(job.folder)
         with written(job.folder / LOG):

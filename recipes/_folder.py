@@ -1,6 +1,7 @@
 """A run's folder: what lies in it, who may write there, what counts as finished and what as failed."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -21,6 +22,10 @@ RECORD, CHECKPOINT, CONFIG, DIGEST, ERROR, LOG = (
 _LOCK = ".lock"
 _PARTS = ("*.part", f".{RECORD}.*.tmp")  # ours, and those of `save_record`
 _WANDB = "wandb"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
+BY_ANOTHER = "by another process"
+"""What is said of a run that this process found finished when it came to it."""
 
 
 def write(path: Path, text: str) -> None:
@@ -61,6 +66,8 @@ def read_failure(folder: Path, digest: str) -> str | None:
 def claimed(folder: Path, waiting: Callable[[str], None]) -> Iterator[bool]:
     """While inside, no other process is in the same folder's claim. The system ends the claim of a process that dies.
 
+    A disk without locks, such as Lustre mounted without `flock`, knows no claims: nothing is waited for there.
+
     Args:
         folder: Made if it does not exist.
         waiting: Called with the process that has to be waited for.
@@ -78,6 +85,9 @@ def claimed(folder: Path, waiting: Callable[[str], None]) -> Iterator[bool]:
             file.seek(0)
             waiting(file.read().strip() or "another process")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

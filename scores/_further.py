@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from statistics import median
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from legibility.scores._asking import call
 from legibility.scores._divergence import answers, information_bits, one_scale
-from legibility.scores._gate import CHANCE, why_unlearnt
+from legibility.scores._gate import if_learnt, why_unlearnt
 from legibility.scores._material import Material, Need
 from legibility.scores._measure import Reading, Score
 from legibility.scores.concepts._monosemanticity import monosemanticity
@@ -25,15 +24,14 @@ from legibility.scores.weights._spread import activation_l0
 from legibility.students import Student, held_out_students, read_signature
 
 _LAYER = "layer"
-Take = Callable[[Material], Reading]
 
 
 def further_scores(students: Sequence[Student] | None = None, *, jobs: int | None = None) -> list[Score]:
     """Patch-through and CKA to students, units' readability, selectivity, explanation fidelity, dimension, L0, cross-talk.
 
     All look at the material's layer but for explanation fidelity and cross-talk. Readability and explanation fidelity,
-    which untrained models win, have no value for a model that hasn't learnt: its answers carry < .05 bits about the
-    input, or it isn't surely better than the commonest label. Patch-through is a share of what the answers say, at one
+    which untrained models win, have no value for a model that hasn't learnt: it isn't surely better than the commonest
+    label or, without labels, its answers carry < .05 bits about the input. Patch-through is a share of what the answers say, at one
     scale of the logits, and fidelity is of the logits, each without its mean over classes: temperature changes neither.
 
     Lenses, key-value memories, retargetability and difficulty need more than a material holds: see `lens_profile`,
@@ -71,9 +69,9 @@ def further_scores(students: Sequence[Student] | None = None, *, jobs: int | Non
     return [
         Score("patch_through", "share", "lower", patched, layer, passes=2, seconds=4.0),
         Score("student_cka", "ratio", None, alike, layer, passes=2, seconds=4.0),
-        Score("unit_readability", "share", "higher", _if_learnt(_readable), layer, seconds=3.0),
+        Score("unit_readability", "share", "higher", if_learnt(_readable), layer, seconds=3.0),
         Score("selectivity", "share", "higher", _selective, concepts, seconds=0.2),
-        Score("explanation_error", "share", "lower", _if_learnt(_explained), model | {"classes"}, passes=12),
+        Score("explanation_error", "share", "lower", if_learnt(_explained), model | {"classes"}, passes=12),
         Score("participation_ratio", "directions", None, _dimension, frozenset({"layer", "model"}), seconds=0.1),
         Score("activation_l0", "share", None, _at_work, frozenset({"layer", "model"}), seconds=0.05),
         Score("path_crosstalk", "share", "lower", _crosstalk, model, passes=1, seconds=0.1, weights_only=True),
@@ -97,7 +95,7 @@ def _by_students(
     assert layer is not None
     if layer.rest is None:
         return "needs the rest of the model behind the layer"
-    unlearnt = why_unlearnt(replace(material.queries, labels=None))
+    unlearnt = why_unlearnt(material.queries)
     if unlearnt is not None:
         return unlearnt
     given = material.queries
@@ -131,14 +129,6 @@ def _rest(rest: Callable[[Tensor], Tensor], activations: Tensor, queries: Querie
         return answers(rest, activations, every).view(*every.shape, -1)
     with torch.no_grad():
         return rest(activations)
-
-
-def _if_learnt(take: Take) -> Take:
-    def gated(material: Material) -> Reading:
-        unlearnt = why_unlearnt(material.queries)
-        return take(material) if unlearnt is None else Reading(math.nan, unlearnt)
-
-    return gated
 
 
 def _rows(material: Material) -> tuple[Tensor, Tensor]:
@@ -209,8 +199,8 @@ def _at_work(material: Material) -> Reading:
 def _crosstalk(material: Material) -> Reading:
     assert material.model is not None
     found = path_crosstalk(material.model, material.queries.inputs, forward=material.forward)
-    details = {"unit_activity": found.unit_activity, "null": found.null, "null_spread": found.null_spread}
-    if found.value >= found.null - CHANCE * found.null_spread:
-        why = f"no less than with its weights shuffled: {found.value:.4f}, null {found.null:.4f} +- {found.null_spread:.4f}"
+    details = {"crosstalk": found.crosstalk, "null": found.null, "null_lowest": found.null_lowest}
+    if found.crosstalk >= found.null_lowest:
+        why = f"no less than when led elsewhere: {found.crosstalk:.4f}, lowest null {found.null_lowest:.4f}"
         return Reading(math.nan, why, details=details | {"value": found.value})
     return Reading(found.value, found.reason or None, details=details)

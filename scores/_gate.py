@@ -1,10 +1,13 @@
 """Whether a model has learnt anything: scores that untrained models win have no value for one that hasn't."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from legibility.scores._divergence import LEAST_INFORMATION, information_bits
+from legibility.scores._material import Material
+from legibility.scores._measure import Reading
 from legibility.scores.imitation._queries import Queries
 
 CHANCE = 3.0
@@ -16,14 +19,14 @@ _SURE = 3.0  # standard errors
 def why_unlearnt(queries: Queries) -> str | None:
     """Why a model counts as untrained; None if it doesn't.
 
-    Its answers carry less than .05 bits about the input; or, where labels are known, it isn't surely right more often
-    than whoever always says the commonest label, however loud it says it.
+    Where labels are known: it isn't surely right more often than whoever always says the commonest label. Elsewhere: its
+    answers carry less than .05 bits about the input.
     """
     logits = queries.logits[queries.counted]
-    information = information_bits(logits)
-    if information < LEAST_INFORMATION:
-        return f"the model is as good as constant: its answers carry {information:.2g} bits about the input"
     if queries.labels is None:
+        information = information_bits(logits)
+        if information < LEAST_INFORMATION:
+            return f"the model is as good as constant: its answers carry {information:.2g} bits about the input"
         return None
     true = queries.labels[queries.counted.to(queries.labels.device)].to(logits.device)
     accuracy = float((logits.argmax(-1) == true).double().mean())
@@ -33,3 +36,13 @@ def why_unlearnt(queries: Queries) -> str | None:
             f"the model is right in {accuracy:.3f}, the commonest label in {commonest:.3f}: it hasn't learnt the task"
         )
     return None
+
+
+def if_learnt(take: Callable[[Material], Reading]) -> Callable[[Material], Reading]:
+    """A measurement that has no value for an untrained model."""
+
+    def gated(material: Material) -> Reading:
+        unlearnt = why_unlearnt(material.queries)
+        return take(material) if unlearnt is None else Reading(math.nan, unlearnt)
+
+    return gated

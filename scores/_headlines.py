@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from legibility.scores._gate import if_learnt
 from legibility.scores._material import Material, Need
 from legibility.scores._measure import Reading, Score
 from legibility.scores.circuits._circuit import CIRCUIT_PROTOCOL, faithful_circuit
@@ -129,7 +130,7 @@ def headline_scores(
         Score("circuit_nodes", share, down, _circuit("nodes"), classes, passes=800, version=CIRCUIT_PROTOCOL),
         Score("circuit_edges", share, down, _circuit("edges"), classes, passes=800, version=CIRCUIT_PROTOCOL),
         Score(
-            "used_given_encoded", share, up, used, concepts,
+            "used_given_encoded", share, up, if_learnt(used), concepts,
             passes=2.0 * (1 + permutations), seconds=0.5, version=USE_PROTOCOL, times=_concepts,
         ),
         Score(

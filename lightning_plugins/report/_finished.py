@@ -15,16 +15,13 @@ if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
 
-def finished_model(
-    trainer: "Trainer", kept: KeptCalls, recorder: Callable[[], Recorder], output: str | None
-) -> Subject:
+def finished_model(trainer: "Trainer", kept: KeptCalls, recorder: Callable[[], Recorder]) -> Subject:
     """The subject.
 
     Args:
         trainer: Of the fit: what of ours took part.
         kept: The calls that are asked again; where weights are spread over ranks, those of rank 0 on all.
         recorder: Makes a recorder of the primary with its taps.
-        output: Dotted path of the logits in the model's result, if it was named.
 
     Returns:
         The subject.
@@ -47,6 +44,6 @@ def finished_model(
         trained_with=frozenset(type(s) for built in trained for s in built.cohort.students.values()),
         sparsified=any(isinstance(c, WeightStep) and c.active for c in plugins),
         wired=any(isinstance(c, WiringCost) and c.active for c in plugins),
-        output=output,
+        output=watcher.output,
         sharded=in_step(trainer),
     )

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from legibility.lightning_plugins.foundation._compiled import uncompiled
 from legibility.lightning_plugins.foundation._recorder import Recorder
-from legibility.lightning_plugins.foundation._recording import Recording, find_labels, prediction_shape
+from legibility.lightning_plugins.foundation._recording import Recording, class_labels, prediction_shape
 from legibility.lightning_plugins.foundation._trees import at_path, is_floating, leaves_in, packed_like
 from legibility.scores import Queries
 from legibility.students import Student
@@ -68,12 +68,11 @@ class KeptCalls:
         for recording in recordings:
             if self.full:
                 return
-            shape = prediction_shape(recording.output, recording.inputs)
-            output = recording.output.detach().reshape(shape)
-            labels = find_labels(batch, recording.inputs, output, recording.arguments)
+            labels = class_labels(batch, recording)
             args, kwargs = apply_to_collection((recording.args, recording.kwargs), Tensor, _copy)
-            concepts = self._concepts(batch, shape[0])
-            self.calls.append(Call(args, kwargs, None if labels is None else _copy(labels), shape[0], concepts))
+            examples = recording.shape[0]
+            concepts = self._concepts(batch, examples)
+            self.calls.append(Call(args, kwargs, None if labels is None else _copy(labels), examples, concepts))
 
     def _concepts(self, batch: Any, examples: int) -> Tensor | None:
         found = None if self.concepts is None else at_path(batch, self.concepts)

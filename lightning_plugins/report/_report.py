@@ -141,6 +141,7 @@ class InterpretabilityReport(LegibilityCallback):
         #: The model's page, if one was written.
         self.page_path: Path | None = None
         self._found: str | None = model
+        self._found_output: str | None = output
         self._keeper = QueryKeeper(queries, self._recorder, self._name_model, concepts)
         self._clock = Clock()
 
@@ -161,8 +162,8 @@ class InterpretabilityReport(LegibilityCallback):
     def _uninstall(self) -> None:
         self._keeper.stop()
 
-    def _name_model(self, name: str) -> None:
-        self._found = name
+    def _name_model(self, name: str, output: str | None) -> None:
+        self._found, self._found_output = name, output
 
     def _adopt(self, trainer: "Trainer") -> None:
         """What the user named for StudentLegibility need not be named again."""
@@ -178,7 +179,7 @@ class InterpretabilityReport(LegibilityCallback):
             pl_module,
             model=self._found,
             taps=self.taps if taps else (),
-            output=self.output,
+            output=self.output if self.output is not None else self._found_output,
             reads=self.reads,
             with_gradients=with_gradients,
         )
@@ -346,7 +347,7 @@ class InterpretabilityReport(LegibilityCallback):
         on = self.progress and trainer.is_global_zero
         with on_device(pl_module, trainer.strategy.root_device), telling(on) as (progress, aloud):
             recorder = partial(self._recorder, pl_module, taps=True)
-            subject = finished_model(trainer, self._keeper.kept, recorder, self.output)
+            subject = finished_model(trainer, self._keeper.kept, recorder)
             spent = Spent(self.budget, fit_seconds, start)
             extent = Extent(self.scores, spent.left, spent.why_none, lambda text: aloud(spent.told(text)), self.page)
             found = measure_subject(

@@ -99,14 +99,17 @@ def faithful_circuit(
     Faithfulness is to the model itself, not to the task: an untrained network has small circuits for the task too. Even
     so, only the comparison with the same architecture untrained says that a circuit is small because of training.
 
-    Range: sizes in (0, 1], lower = a smaller part explains the behaviour; NaN for a model that ablating everything
-    changes by less than .05 bits, of its answers as they are (a constant one). Edges are weights of `nn.Linear`, and pairs of channels of
-    ungrouped `nn.Conv1d/2d/3d` (GPT-2's `Conv1D` counts as linear); nodes are the units that these read, the input's features included. Other parts (norms,
-    embeddings, a fused attention's projections, recurrent layers) always stay: compare only models of one architecture.
+    Edges are weights of `nn.Linear`, and pairs of channels of ungrouped `nn.Conv1d/2d/3d` (GPT-2's `Conv1D` counts as
+    linear); nodes are the units that these read, the input's features included. Other parts (norms, embeddings, a fused
+    attention's projections, recurrent layers) always stay: compare only models of one architecture.
 
-    How it can be gamed: by widening a network with idle parts (they are live, so the share falls: read the count too).
-
-    Cost: about 150 evaluations of the second half, 5 gradients on the first half, and `learned_steps` steps.
+    Card:
+        Range and direction: sizes in (0, 1], lower = a smaller part explains the behaviour. NaN for a model that ablating
+        everything changes by less than .05 bits, of its answers as they are (a constant one).
+        Cost: about 150 evaluations of the second half, 5 gradients on the first half, and `learned_steps` steps.
+        Control: the same architecture untrained.
+        Gamed by: widening a network with idle parts (they are live, so the share falls: read the count too).
+        Not trained on, unless a mask was learned in training; sparsity training makes it lower in part.
 
     Args:
         model: any module; it isn't changed.

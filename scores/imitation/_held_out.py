@@ -64,8 +64,16 @@ def held_out_imitation(
     Compare only results of the same version, queries, students, settings and taps: learning the taps as well changes
     how well a student learns the output.
 
-    The scores are not trained on as long as none of these architectures was trained with the primary. A primary whose
-    top-1 never changes, or whose `KL(p || marginal)` is below 1e-3 nats, is constant: all its scores are NaN.
+    A primary whose top-1 never changes, or whose `KL(p || marginal)` is below 1e-3 nats, is constant: all its scores are NaN.
+
+    Card:
+        Range and direction: of each number in `FamilyImitation`; saving up, code length, KL and disagreement down.
+        Cost: per network about `passes` times twice the queries and `2 passes` times half of them in optimizer steps of
+        `batch_size`; per estimator one fit for each block and one more. Seconds to minutes.
+        Controls: the twin on true labels (`held_out_twin`), the primary untrained, its answers permuted, and for `kl` the
+        temperature that costs as much task loss (`match_temperature`).
+        Gamed by: softening (`kl` only); decisions that are simple and wrong; training with the families that measure.
+        Not trained on as long as none of these architectures was trained with the primary.
 
     The global random state is neither used nor changed. On CPU the result is a function of the arguments.
 

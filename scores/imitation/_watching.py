@@ -31,10 +31,12 @@ def error_predictability(
 
     Each family is fitted twice with equal settings: as student on the primary's decisions, as twin on the true labels.
     Without `shifted`, the queries are cut in two halves; each is foretold by what was learnt from the other, so that
-    every error counts. With `shifted`, all queries are learnt from and the shifted ones are foretold. See
-    `error_agreement` for what comes out, its range and how it can be gamed.
+    every error counts. With `shifted`, all queries are learnt from and the shifted ones are foretold.
 
-    Cost: four fits per family (two with `shifted`).
+    Card:
+        Range and direction: (-inf, 1], higher = errors are foreseen; see `error_agreement`.
+        Cost: four fits per family (two with `shifted`). Controls: the twin (inside), the untrained model.
+        Gamed by: simple errors, as there. Not trained on, unless the families took part in training.
 
     Args:
         queries: with labels.
@@ -64,6 +66,8 @@ def error_predictability(
         >>> found = error_predictability(Queries(x, says, labels), [LinearStudent()])["linear"]
         >>> found.value > 0.5, found.errors > 200
         (True, True)
+
+    Source: H2 of this project's scores.
     """
     if not families:
         raise ValueError("`families` must hold at least one family, got none: see `held_out_students`.")

@@ -65,6 +65,8 @@ def difficulty_slope(loss: Float[Tensor, " N"], difficulty: Float[Tensor, " N"])
         >>> found = difficulty_slope(torch.tensor([1.0, 2.0, 3.0, 3.0]), torch.tensor([1.0, 2.0, 4.0, 5.0]))
         >>> round(found.slope, 3), found.profile
         (0.904, {1.0: 1.0, 2.0: 2.0, 4.0: 3.0})
+
+    Source: of this project; easy-to-hard extrapolation after Schwarzschild et al., "Can you learn an algorithm?", 2021.
     """
     return _compute(_sums(loss, difficulty))
 

@@ -81,13 +81,13 @@ def compressed_size(
     logits divided by the temperature at which the full model's is lowest (with one mistake that it didn't make, the
     nearest one, added to the examples, so that there is such a temperature): flattening the answers changes nothing.
 
-    Range (0, 32 N], lower = a simpler set of weights at this loss. NaN where the loss without any weight isn't surely (3
-    standard errors) beyond tolerance: a constant model, and one that hasn't learnt. Multiplying units of ReLU-like layers, or dropping in dead ones,
-    changes nothing.
-
-    How it can be gamed: by a worse model, whose loss bears more rounding: compare at one task loss. What sparsity training optimised makes it lower: it is "trained on" in part then.
-
-    Cost: about 100 evaluations.
+    Card:
+        Range and direction: (0, 32 N], lower = a simpler set of weights at this loss. NaN where the loss without any weight
+        isn't surely (3 standard errors) beyond tolerance: a constant model, and one that hasn't learnt.
+        Cost: about 100 evaluations. Control: the same architecture untrained, which has none. Multiplying units of
+        ReLU-like layers, dropping in dead ones, and temperature change nothing.
+        Gamed by: a worse model, whose loss bears more rounding: compare at one task loss.
+        Not trained on; what sparsity training optimised makes it lower: it is "trained on" in part then.
 
     Args:
         model: any module; it isn't changed.

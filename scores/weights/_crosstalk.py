@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from legibility.scores._asking import Forward, call
 from legibility.scores._of_model import CollectedScore
 from legibility.scores.weights._canonical import Canonical, canonicalise
-from legibility.scores.weights._graph import Layers, layered_weights, shuffled
+from legibility.scores.weights._graph import Layers, layered_weights
 
 _BATCH = 256
 
@@ -21,23 +21,27 @@ class PathCrosstalk:
     """What `path_crosstalk` found. NaN with a `reason`.
 
     Attributes:
-        value: chance that two paths of one input, drawn by their weight, end at different outputs; 1 = as if each went
-            to all outputs alike; lower = less cross-talk.
-        null: mean of the same over weights shuffled within each layer.
+        value: `crosstalk / null`, lower = less cross-talk than the same weights in other places have.
+        crosstalk: chance that two paths of one input, drawn by their weight, end at different outputs; 1 = as if each went
+            to all outputs alike.
+        null: mean of the same with each unit's outgoing weights led to other units of the next layer.
         null_spread: their standard deviation.
+        null_lowest: the lowest of them.
         unit_activity: mean share of the inputs at which an inner unit is at work (not zero).
         reason: why there is no value; empty otherwise.
     """
 
     value: float = math.nan
+    crosstalk: float = math.nan
     null: float = math.nan
     null_spread: float = math.nan
+    null_lowest: float = math.nan
     unit_activity: float = math.nan
     reason: str = ""
 
 
 def path_crosstalk(
-    model: nn.Module, inputs: Tensor, *, forward: Forward | None = None, nulls: int = 5, seed: int = 0
+    model: nn.Module, inputs: Tensor, *, forward: Forward | None = None, nulls: int = 50, seed: int = 0
 ) -> PathCrosstalk:
     r"""Cross-talk of the active paths from inputs to outputs.
 
@@ -49,10 +53,11 @@ def path_crosstalk(
     how often its units are at work.
 
     Card:
-        Range and direction: [0, 1], lower = an input's paths lead to few outputs. NaN for a run of fewer than 2 layers,
+        Range and direction: of the cross-talk [0, 1], of `value`, its share of the null, [0, inf), lower = an input's paths
+        lead to few outputs. NaN for a run of fewer than 2 layers,
         one output, or paths that are all zero (a constant model). Cost: one pass over the inputs.
-        Controls: weights shuffled within each layer (inside), and a random-init model. Dense networks, trained or not, are
-        near 1, and so are their nulls: a value within the null's spread says nothing. Rescaling units, and temperature,
+        Controls: each unit's outgoing weights led elsewhere (inside), and a random-init model. Dense networks, trained or not, are
+        near 1, and so are their nulls: a value that isn't below all nulls says nothing. Rescaling units, and temperature,
         change nothing.
         Gamed by: cutting inputs off altogether (they have no path, so no weight in the mean): read it beside the task
         loss. Paths may cancel, which their sizes don't show. Depth mixes: compare equal depths only.
@@ -78,8 +83,9 @@ def path_crosstalk(
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
         >>> with torch.no_grad():
         ...     _ = net[0].weight.copy_(torch.eye(4)), net[2].weight.copy_(torch.eye(4))
-        >>> path_crosstalk(net, torch.randn(64, 4)).value
-        0.0
+        >>> found = path_crosstalk(net, torch.randn(64, 4))
+        >>> found.crosstalk, found.null > 0.1
+        (0.0, True)
 
     Source: of this project; paths as in Neyshabur et al., "Path-SGD", 2015.
     """
@@ -92,18 +98,30 @@ def path_crosstalk(
     if outputs < 2:
         return PathCrosstalk(reason="there is one output: no other to talk to")
     shares = _activity(found, layers, inputs, call if forward is None else forward)
-    value = _crosstalk(layers, shares)
-    if math.isnan(value):
+    crosstalk = _crosstalk(layers, shares)
+    if math.isnan(crosstalk):
         return PathCrosstalk(reason="no path leads from an input to an output")
     draw = torch.Generator().manual_seed(seed)
     cpu = [weight.cpu() for weight in layers]
-    of_null = torch.tensor([_crosstalk(shuffled(cpu, draw), shares) for _ in range(nulls)], dtype=torch.float64)
+    of_null = torch.tensor([_crosstalk(_redirected(cpu, draw), shares) for _ in range(nulls)], dtype=torch.float64)
+    null = float(of_null.mean())
     return PathCrosstalk(
-        value,
-        float(of_null.mean()),
+        crosstalk / null if null > 0 else math.nan,
+        crosstalk,
+        null,
         float(of_null.std()) if nulls > 1 else math.nan,
+        float(of_null.min()),
         float(torch.cat(shares).mean()),
     )
+
+
+def _redirected(layers: Layers, draw: torch.Generator) -> Layers:
+    """Each unit's weights to other units of the next layer: how much a unit says, and hears, stays."""
+    found = []
+    for weight in layers:
+        order = torch.rand(weight.shape, generator=draw).argsort(0)
+        found.append(weight.gather(0, order))
+    return found
 
 
 def _crosstalk(layers: Layers, shares: list[Tensor]) -> float:
@@ -168,7 +186,8 @@ def _names_of(found: Canonical, layers: Layers) -> list[str]:
 class CrosstalkOfPaths(CollectedScore):
     """`path_crosstalk` of one model on everything that `update` was given (its card is there), rank after rank.
 
-    `update(inputs)`; `compute()` gives float64 scalars: `"crosstalk"`, `"null"`, `"null_spread"`, `"unit_activity"`.
+    `update(inputs)`; `compute()` gives float64 scalars: `"value"`, `"crosstalk"`, `"null"`, `"null_spread"`,
+    `"null_lowest"`, `"unit_activity"`.
 
     Args:
         model: any module, the same on all ranks.
@@ -196,7 +215,7 @@ class CrosstalkOfPaths(CollectedScore):
         model: nn.Module,
         *,
         forward_call: Forward | None = None,
-        nulls: int = 5,
+        nulls: int = 50,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -212,5 +231,5 @@ class CrosstalkOfPaths(CollectedScore):
         inputs = columns["inputs"]
         assert inputs is not None
         found = path_crosstalk(model, inputs, **self.settings)
-        names = ("null", "null_spread", "unit_activity")
-        return {"crosstalk": found.value} | {name: float(getattr(found, name)) for name in names}
+        names = ("value", "crosstalk", "null", "null_spread", "null_lowest", "unit_activity")
+        return {name: float(getattr(found, name)) for name in names}

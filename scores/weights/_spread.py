@@ -78,6 +78,8 @@ def activation_l0(
         >>> from legibility.scores import activation_l0
         >>> activation_l0(torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 3.0], [0.0, 1.0]]))  # (1 + 0 + 2 + 1) / 8
         0.5
+
+    Source: lifetime sparsity as in Willmore and Tolhurst, "Characterizing the sparseness of neural codes", 2001.
     """
     check_floating(activations, "activations")
     check_mask(mask, activations)

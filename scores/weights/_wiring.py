@@ -45,12 +45,15 @@ def wiring_cost(model: nn.Module | Canonical, *, nulls: int = 5, seed: int = 0) 
     it starts from the spectral order of the graph and ends in a local optimum, for the model and its null alike. Of
     several runs of layers the largest counts.
 
-    Range [0, inf), lower = more local; about 1 for random weights. Sparse weights have short wires by themselves, which
-    the null (weights shuffled within each layer, relabelled in the same way) takes off. NaN for weights that are all
-    zero, fewer than 2 layers in a run, or layers of more than 2048 units.
-
-    How it can be gamed: as modularity, by blocks that do the same thing. What trained with a wiring penalty is trained on
-    this.
+    Card:
+        Range and direction: [0, inf), lower = more local; about 1 for random weights. NaN for weights that are all zero,
+        fewer than 2 layers in a run, or layers of more than 2048 units.
+        Cost: `1 + nulls` placements, each some assignment problems of the layers' widths.
+        Controls: weights shuffled within each layer and relabelled in the same way (inside), for sparse weights have short
+        wires by themselves; a random-init model. Within 3 `null_spread` of the null a value says nothing, and
+        `structure_scores` gives none.
+        Gamed by: blocks that do the same thing. Rescaling and relabelling units changes (next to) nothing.
+        Trained on, where a wiring penalty took part.
 
     Args:
         model: any module, or what `canonicalise` made of it.

@@ -1,5 +1,6 @@
 """A run's folder: one process at a time, a dead one holds nothing, what a killed one left goes."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -47,6 +48,19 @@ def test_a_claim_is_waited_for_and_ends_with_its_process(tmp_path: Path) -> None
     with claimed(tmp_path, heard.append) as waited:
         assert not waited, "a dead process holds nothing"
     assert f"process {os.getpid()} " in (tmp_path / ".lock").read_text()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_disk_without_locks_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with claimed(tmp_path, pytest.fail) as waited:
+        assert not waited
+    number = errno.EIO  # what `refuse` raises from now on: a disk that is broken is another matter
+    with pytest.raises(OSError, match="Input/output"), claimed(tmp_path, pytest.fail):
+        pytest.fail("inside")
 
 
 def test_a_run_that_another_process_finished_meanwhile_is_not_run_again(toy: Path) -> None:

@@ -158,6 +158,24 @@ def test_a_duplicate_run_is_an_error_that_names_both_files(record: Make) -> None
         compare([("plain.json", record()), ("one.json", record("a", 3, 1.0)), ("two.json", record("a", 3, 1.1))])
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        (
+            "runs/d/full/a/seed-3/record.json",
+            "runs/d/quick/a/seed-3/record.json",
+            "compare runs/d/full or runs/d/quick,",
+        ),
+        ("a/record.json", "b/record.json", "compare a or b,"),
+        ("runs/one.json", "runs/two.json", "leave one out,"),
+        ("https://w.ai/e/p/runs/x: r/record.json", "https://w.ai/e/p/runs/y: r/record.json", "leave one out,"),
+    ],
+)
+def test_two_presets_in_one_folder_are_told_apart(record: Make, one: str, other: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"; {said}"):
+        compare([("plain.json", record()), (one, record("a", 3, 1.0)), (other, record("a", 3, 1.1))])
+
+
 def test_identical_duplicates_count_once(record: Make) -> None:
     section = only([record(), record("a", 3), record("a", 3)])
     assert section.arm("a").seeds == (3,)
