@@ -241,8 +241,8 @@ def test_concepts_come_from_the_batch(pl: Any, trainer: Callable[..., Any], tmp_
     x = signs.float() * 4 - 2 + 0.1 * torch.randn(128, 2, generator=draw)
     net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 4))
     with torch.no_grad():
-        net[0].weight.copy_(torch.eye(2))
-        net[0].bias.zero_()
+        net[0].get_parameter("weight").copy_(torch.eye(2))
+        net[0].get_parameter("bias").zero_()
     rows = [
         {"x": x[i : i + 32], "kinds": signs[i : i + 32], "y": signs[i : i + 32] @ torch.tensor([2, 1])}
         for i in (0, 32, 64, 96)

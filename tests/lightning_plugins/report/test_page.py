@@ -82,9 +82,11 @@ def test_the_circuit_of_two_blocks_is_the_block_that_is_read(
     net = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 2, bias=False))
     with torch.no_grad():
         block = torch.randn(4, 4, generator=draw) * 2
-        net[0].weight.copy_(torch.block_diag(block, torch.randn(4, 4, generator=draw) * 2))
-        net[2].weight.zero_()
-        net[2].weight[:, :4] = torch.randn(2, 4, generator=draw) * 3
+        first, last = net[0].get_parameter("weight"), net[2].get_parameter("weight")
+        first.zero_()
+        first[:4, :4], first[4:, 4:] = block, torch.randn(4, 4, generator=draw) * 2
+        last.zero_()
+        last[:, :4] = torch.randn(2, 4, generator=draw) * 3
     x = torch.randn(256, 8, generator=draw)
     data = DataLoader(TensorDataset(x, net(x).argmax(1)), 64)
 
@@ -162,9 +164,10 @@ def test_a_decoder_that_fails_leaves_the_number() -> None:
     assert example_picture(torch.tensor([1, 2]), "", page).words == ["one", "2"]
     assert example_picture(torch.arange(6.0), "", ModelPage(shape=(2, 3))).grid == [[0, 20, 40], [59, 79, 99]]
     assert example_picture(torch.arange(6.0), "", ModelPage(shape=(5, 5))).grid == [[0, 20, 40, 59, 79, 99]]
-    for options in ({"shape": (3,)}, {"units": 0}, {"examples": 0}):
+    wrong: list[dict[str, Any]] = [{"shape": (3,)}, {"units": 0}, {"examples": 0}]
+    for options in wrong:
         with pytest.raises(ValueError, match="`page`"):
-            ModelPage(**options)  # type: ignore[arg-type]
+            ModelPage(**options)
 
 
 def test_weights_are_counted_with_their_exact_zeros() -> None:
@@ -172,9 +175,9 @@ def test_weights_are_counted_with_their_exact_zeros() -> None:
         primary = nn.Sequential(nn.Linear(100, 80))
 
     with torch.no_grad():
-        Subject.primary[0].weight.zero_()
-        Subject.primary[0].weight[0, 0] = -2.0
-        Subject.primary[0].weight[79, 99] = 1.0
+        weight = Subject.primary[0].get_parameter("weight")
+        weight.zero_()
+        weight[0, 0], weight[79, 99] = -2.0, 1.0
     (one,) = weight_pictures(Subject())  # type: ignore[arg-type]
     assert one.zeros == pytest.approx(1 - 2 / 8000) and one.largest == 2.0
     assert one.counts[0] == 1 and sum(one.counts) == 2 and one.counts[30] == 1  # -2 first, 1 three quarters along

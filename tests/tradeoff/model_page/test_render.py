@@ -55,7 +55,8 @@ def test_a_grid_is_what_its_picture_holds() -> None:
     grid = [[0, 99, -99], [5, -5, 120]]
     assert pixels(grid_png(grid)) == [[0, 99, -99], [5, -5, 99]]
     assert joined([[[1], [2]], [[3], [4]]], gap=2) == [[1, 0, 0, 3], [2, 0, 0, 4]]
-    for wrong in ([], [[]], [[1], [1, 2]]):
+    broken: list[list[list[int]]] = [[], [[]], [[1], [1, 2]]]
+    for wrong in broken:
         with pytest.raises(ValueError, match="`grid`"):
             grid_png(wrong)
 
@@ -118,10 +119,10 @@ def test_numbers_come_back_and_what_is_broken_says_where(tmp_path: Path) -> None
     path.write_bytes(gzip.compress(json.dumps(payload).encode()))
     with pytest.raises(ValueError, match=r"`units\[0\].live` must be a whole number"):
         load_picture(path)
+    assert picture.lens is not None
+    nowhere = dataclasses.replace(picture.lens, information=float("nan"))
     with pytest.raises(ValueError, match="[Nn]ot JSON compliant|[Oo]ut of range"):
-        save_picture(
-            dataclasses.replace(picture, lens=dataclasses.replace(picture.lens, information=float("nan"))), path
-        )  # type: ignore[type-var]
+        save_picture(dataclasses.replace(picture, lens=nowhere), path)
 
 
 def test_pages_and_numbers_lie_beside_their_record(tmp_path: Path) -> None:
