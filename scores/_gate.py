@@ -39,10 +39,15 @@ def why_unlearnt(queries: Queries) -> str | None:
 
 
 def if_learnt(take: Callable[[Material], Reading]) -> Callable[[Material], Reading]:
-    """A measurement that has no value for an untrained model."""
+    """A measurement that has no value for an untrained model; the reason tells what was measured all the same."""
 
     def gated(material: Material) -> Reading:
         unlearnt = why_unlearnt(material.queries)
-        return take(material) if unlearnt is None else Reading(math.nan, unlearnt)
+        if unlearnt is None:
+            return take(material)
+        found = take(material)
+        if math.isnan(found.value):
+            return Reading(math.nan, found.reason or unlearnt, details=found.details)
+        return Reading(math.nan, f"{unlearnt} (its value would be {found.value:.4g})", details=found.details)
 
     return gated

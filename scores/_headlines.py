@@ -44,7 +44,9 @@ def headline_scores(
         jobs: families fitted at a time, see `held_out_imitation`.
 
     Returns:
-        scores for `measure`.
+        scores for `measure`. Circuit size and used-given-encoded have no value for a model that hasn't learnt (with labels:
+        it isn't surely better than the commonest one), which would be small for nothing. Disentanglement is of a layer,
+        not of a task: read it beside its random-init control, which wins where untrained layers tell concepts well.
 
     Example:
         >>> from legibility.scores import headline_scores
@@ -127,8 +129,8 @@ def headline_scores(
         Score("imitation_saving", share, up, saving, seconds=2.5, version=PROTOCOL),
         Score("error_predictability", share, up, errors, needs=labels, seconds=4.0),
         Score("error_predictability_shifted", share, up, shifted, needs=labels | {"shifted"}, seconds=2.0),
-        Score("circuit_nodes", share, down, _circuit("nodes"), classes, passes=800, version=CIRCUIT_PROTOCOL),
-        Score("circuit_edges", share, down, _circuit("edges"), classes, passes=800, version=CIRCUIT_PROTOCOL),
+        Score("circuit_nodes", share, down, if_learnt(_circuit("nodes")), classes, passes=800, version=CIRCUIT_PROTOCOL),
+        Score("circuit_edges", share, down, if_learnt(_circuit("edges")), classes, passes=800, version=CIRCUIT_PROTOCOL),
         Score(
             "used_given_encoded", share, up, if_learnt(used), concepts,
             passes=2.0 * (1 + permutations), seconds=0.5, version=USE_PROTOCOL, times=_concepts,

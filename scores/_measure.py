@@ -50,7 +50,7 @@ class Score:
         take: the measurement. Errors of type ValueError and ImportError count as "does not apply", with their message.
         needs: what the material must have.
         passes: cost, roughly, in passes of the model over all queries.
-        seconds: cost that doesn't depend on the model, roughly, per 1000 queries.
+        seconds: cost that doesn't depend on the model, roughly, per 1000 positions that count.
         version: of its protocol.
         weights_only: the model's answers don't matter: a control that changes only these has the same value.
         times: how often `passes` and `seconds` are to be paid, from the material, such as the number of concepts.
@@ -190,7 +190,7 @@ def measure(
 
 def estimate(score: Score, material: Material, pass_seconds: float) -> float:
     """Seconds that one measurement is expected to take, without controls."""
-    once = score.passes * pass_seconds + score.seconds * len(material.queries) / 1000
+    once = score.passes * pass_seconds + score.seconds * int(material.queries.counted.sum()) / 1000
     if score.times is None or score.missing(material) is not None:
         return once
     return once * score.times(material)
