@@ -145,7 +145,7 @@ def test_all_scores_of_a_language_model(language: Any) -> None:
         assert math.isfinite(each.value) or each.reason
         assert math.isnan(each.controls.get("constant", math.nan)) or each.direction is None
     for name in (score.name for score in headline_scores()):
-        assert found[name].beaten_by == () or name == "gated_disentanglement"
+        assert found[name].beaten_by == ()
     assert found["tree_path_length"].reason == "trees read rows of numbers, not tokens"
 
 
