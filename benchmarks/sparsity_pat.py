@@ -27,6 +27,9 @@ class PatStep:
         """The gradients, then the step."""
         assert optimizer_closure is not None
         optimizer_closure()
+        module: Any = self
+        if module.trainer.gradient_clip_val is not None:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), module.trainer.gradient_clip_val)
         optimizer.step()
 
 
@@ -51,7 +54,7 @@ class PatModel(PatStep, DigitsModel):
         reg_lambda: Of PAT's proximal step.
     """
 
-    def __init__(self, learning_rate: float = 3e-3, reg_lambda: float = 0.1) -> None:
+    def __init__(self, learning_rate: float = 1e-2, reg_lambda: float = 0.1) -> None:
         super().__init__(learning_rate)
         self.save_hyperparameters({"learning_rate": learning_rate, "reg_lambda": reg_lambda, "l1": 0.0})
 
@@ -70,7 +73,7 @@ def _arm(strength: float) -> Arm:
 RECIPE = Recipe(
     name="sparsity_pat",
     question="torchao's proximal optimizer on the digits: task loss against exact zeros.",
-    arms={f"pat-{s:g}": _arm(s) for s in (0.06, 0.1, 0.2, 0.4)},
-    baseline="pat-0.06",
+    arms={f"pat-{s:g}": _arm(s) for s in (0.02, 0.05, 0.1, 0.2)},
+    baseline="pat-0.02",
     presets={"full": Preset(seeds=(0, 1, 2, 3, 4, 5, 6, 7), minutes=4)},
 )

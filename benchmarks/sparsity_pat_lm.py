@@ -21,7 +21,7 @@ class PatChars(PatStep, SparseChars):
         reg_lambda: Of PAT's proximal step.
     """
 
-    def __init__(self, lr: float = 6e-3, reg_lambda: float = 0.1) -> None:
+    def __init__(self, lr: float = 4.8e-2, reg_lambda: float = 0.1) -> None:
         super().__init__(lr, weight_decay=0.0)
         self.reg_lambda = reg_lambda
 
@@ -31,3 +31,16 @@ class PatChars(PatStep, SparseChars):
         optimizer = pat(self, self.reg_lambda, self.hparams["lr"], steps, betas=(0.9, 0.95))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(learning_rate, steps=steps))
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+def _arm(strength: float) -> Arm:
+    return Arm({"model": {"class_path": "sparsity_pat_lm.PatChars", "init_args": {"reg_lambda": strength}}})
+
+
+RECIPE = Recipe(
+    name="sparsity_pat_lm",
+    question="torchao's proximal optimizer on characters of Python's own library: task loss against exact zeros.",
+    arms={f"pat-{s:g}": _arm(s) for s in (0.03, 0.06, 0.1, 0.2)},
+    baseline="pat-0.03",
+    presets={"full": Preset(seeds=(0, 1, 2, 3, 4), minutes=10)},
+)

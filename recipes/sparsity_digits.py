@@ -57,12 +57,22 @@ class Prune(ModelPruning):
         self._parameters_to_prune = [
             (module, name)
             for module in pl_module.modules()
-            # An attention's output projection is read without being called, which pruning's hooks wait for.
-            if not isinstance(module, (nn.Embedding, nn.modules.linear.NonDynamicallyQuantizableLinear))
+            if not isinstance(module, nn.Embedding)
             for name, parameter in module.named_parameters(recurse=False)
             if parameter.ndim > 1
         ]
         super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """An attention reads its output projection's weight without calling it, which pruning's hooks wait for."""
+        for module in pl_module.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                module.register_forward_pre_hook(_apply_masks)
+
+
+def _apply_masks(attention: nn.MultiheadAttention, args: object) -> None:
+    for hook in attention.out_proj._forward_pre_hooks.values():
+        hook(attention.out_proj, ())
 
 
 def _between(start: int, end: int, epoch: int) -> bool:
@@ -78,9 +88,23 @@ def _arm(callback: dict[str, object] | None = None, **settings: float) -> Arm:
 
 
 def _pruned(amount: float) -> dict[str, object]:
-    return {"class_path": "legibility.recipes.sparsity_digits.PruneOnce", "init_args": {"amount": amount, "epoch": 99}}
+    settings = {"amount": amount, "start": 19, "end": 119}
+    return {"class_path": "legibility.recipes.sparsity_digits.Prune", "init_args": settings}
 
 
+_LATENT = {"reweighted": False, "heal": 0.35, "latent": True}
+
+
+def _even(strength: float) -> dict[str, float]:
+    """One threshold for all matrices, whatever their initial RMS (.072, then .051)."""
+    return {"net.0.*": strength, "*": 1.41 * strength}
+
+
+_CUBIC = {
+    "class_path": "legibility.lightning_plugins.Schedule",
+    "init_args": {"knots": [[0.1, 0.0], [1.0, 1.0]], "curve": "cubic"},
+}
+_TOP_K = {"scope": "global", "heal": 0.35, "schedule": _CUBIC}
 _DENSITIES = (0.7, 0.9, 0.95, 0.97)
 
 RECIPE = Recipe(
@@ -99,11 +123,18 @@ RECIPE = Recipe(
             for s in (48, 96, 192, 384)
         },
         **{
-            f"group-{s}": _arm(_plugin("GroupSparsity", strength=s, groups="neurons"), learning_rate=5e-3)
-            for s in (2, 4, 8, 16)
+            f"latent-{s:g}": _arm(_plugin("L1Sparsity", strength=_even(s), **_LATENT), learning_rate=1e-2)
+            for s in (3, 8, 16, 32)
         },
-        **{f"top-k-{1 - s:.2f}": _arm(_plugin("TopKSparsity", sparsity=s), learning_rate=5e-3) for s in _DENSITIES},
-        **{f"pruning-{1 - s:.2f}": _arm(_pruned(s), learning_rate=5e-3) for s in _DENSITIES},
+        **{
+            f"group-{s}": _arm(_plugin("GroupSparsity", strength=s, groups="neurons"), learning_rate=2e-2)
+            for s in (4, 8, 16, 32)
+        },
+        **{
+            f"top-k-{1 - s:.2f}": _arm(_plugin("TopKSparsity", sparsity=s, **_TOP_K), learning_rate=5e-3)
+            for s in _DENSITIES
+        },
+        **{f"pruning-{1 - s:.2f}": _arm(_pruned(s), learning_rate=1e-2) for s in _DENSITIES},
     },
     presets={"quick": Preset(seeds=(0,), minutes=2), "full": Preset(seeds=(0, 1, 2, 3, 4, 5, 6, 7), minutes=12)},
 )

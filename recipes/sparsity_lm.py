@@ -28,11 +28,12 @@ from legibility.recipes.stdlib_lm import CharTransformer
 
 
 class SparseChars(CharTransformer):
-    """The transformer of `stdlib_lm` under a schedule for 700 steps, with L1 in the loss if asked for.
+    """The transformer of `stdlib_lm` under a schedule for 350 steps, with two blocks, with L1 in the loss if asked for.
 
     Args:
         lr: The learning rate at its highest.
         weight_decay: Decoupled weight decay of matrices.
+        dropout: After attention and within and after the feed-forward layers.
         l1: Strength of an L1 penalty on the matrices of the blocks and the head inside the loss.
 
     Example:
@@ -40,9 +41,12 @@ class SparseChars(CharTransformer):
         torch.Size([5, 64, 128])
     """
 
-    def __init__(self, lr: float = 1.2e-2, weight_decay: float = 0.1, l1: float = 0.0) -> None:
-        super().__init__(lr=lr, weight_decay=weight_decay)
+    def __init__(self, lr: float = 1.2e-2, weight_decay: float = 0.0, dropout: float = 0.0, l1: float = 0.0) -> None:
+        super().__init__(depth=2, lr=lr, weight_decay=weight_decay)
         self.l1 = l1
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = dropout
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy, nats per character."""
@@ -65,9 +69,9 @@ def learning_rate(step: int, steps: int) -> float:
     return min((step + 1) / 50, 1.0) * min(max(1.0 - 0.9 * (2 * step / steps - 1), 0.1), 1.0)
 
 
-def _arm(callback: str = "", settings: object = None, trainer: object = None, l1: float = 0.0) -> Arm:
+def _arm(callback: str = "", settings: object = None, trainer: object = None, **model: float) -> Arm:
     callbacks = [{"class_path": callback, "init_args": settings}] if callback else []
-    return Arm({"model": {"init_args": {"l1": l1}}} | ({"trainer": trainer} if trainer else {}), callbacks)
+    return Arm({"model": {"init_args": model}} | ({"trainer": trainer} if trainer else {}), callbacks)
 
 
 _OURS = "legibility.lightning_plugins."
@@ -75,30 +79,45 @@ _WARM = {"class_path": _OURS + "Schedule", "init_args": {"knots": [[0.0, 0.0], [
 _PENALTY = {"heal": 0.35, "schedule": _WARM, "follow_rate": False}
 _CUBIC = {"class_path": _OURS + "Schedule", "init_args": {"knots": [[0.1, 0.0], [1.0, 1.0]], "curve": "cubic"}}
 _TOP_K = {"scope": "global", "heal": 0.35, "schedule": _CUBIC}
-# ModelPruning acts at the ends of epochs: ten of them, of which the second to the sixth prune.
-_PRUNING = {"limit_train_batches": 70, "val_check_interval": 1.0, "check_val_every_n_epoch": 10}
+# ModelPruning acts at the ends of epochs: twenty of them, of which the third to the thirteenth prune.
+_PRUNING = {"limit_train_batches": 18, "val_check_interval": 1.0, "check_val_every_n_epoch": 20}
+_PRUNE = "legibility.recipes.sparsity_digits.Prune"
+_FAST = 4.8e-2
+# The thresholds follow the learning rate, which rises over the first 50 of the 227 steps before healing.
+_RISING = {"class_path": _OURS + "Schedule", "init_args": {"knots": [[0.0, 0.0], [0.22, 1.0]]}}
+_LATENT = {"heal": 0.35, "schedule": _RISING, "reweighted": False, "latent": True}
 _SHARES = (0.5, 0.7, 0.9, 0.97)
+
+
+def _even(strength: float) -> dict[str, float]:
+    """One threshold for all matrices, whatever their initial RMS (.088, .036, elsewhere .072)."""
+    return {"*.in_proj_weight": 0.82 * strength, "*.linear2.weight": 2 * strength, "*": strength}
+
+
+def _l1(strength: float, **settings: Any) -> Arm:
+    return _arm(_OURS + "L1Sparsity", {"strength": strength, **_PENALTY, **settings}, lr=_FAST)
+
 
 RECIPE = Recipe(
     name="sparsity_lm",
     question="Characters of Python's own library: task loss against exact zeros. Which way is on the front?",
     arms={
         "plain": _arm(),
+        "l2-dropout": _arm(weight_decay=0.1, dropout=0.0),
         **{f"l1-in-loss-{s:g}": _arm(l1=s) for s in (1e-6, 1e-5, 3e-5, 1e-4)},
+        **{f"proximal-{s}": _l1(s, reweighted=False) for s in (16, 32, 48, 64)},
+        **{f"reweighted-heal-{s}": _l1(s) for s in (80, 160, 320, 640)},
         **{
-            f"proximal-{s}": _arm(_OURS + "L1Sparsity", {"strength": s, "reweighted": False, **_PENALTY})
-            for s in (16, 32, 64, 128)
+            f"latent-{s}": _arm(_OURS + "L1Sparsity", {"strength": _even(s), **_LATENT}, lr=_FAST)
+            for s in (4, 8, 13, 27)
         },
-        **{f"reweighted-heal-{s}": _arm(_OURS + "L1Sparsity", {"strength": s, **_PENALTY}) for s in (20, 40, 80, 160)},
         **{
-            f"group-{s}": _arm(_OURS + "GroupSparsity", {"strength": s, "groups": "rows", **_PENALTY})
+            f"group-{s}": _arm(_OURS + "GroupSparsity", {"strength": s, "groups": "rows", **_PENALTY}, lr=_FAST)
             for s in (4, 8, 16, 32)
         },
-        **{f"top-k-{1 - s:.2f}": _arm(_OURS + "TopKSparsity", {"sparsity": s, **_TOP_K}) for s in _SHARES},
+        **{f"top-k-{1 - s:.2f}": _arm(_OURS + "TopKSparsity", {"sparsity": s, **_TOP_K}, lr=_FAST) for s in _SHARES},
         **{
-            f"pruning-{1 - s:.2f}": _arm(
-                "legibility.recipes.sparsity_digits.Prune", {"amount": s, "start": 1, "end": 5}, _PRUNING
-            )
+            f"pruning-{1 - s:.2f}": _arm(_PRUNE, {"amount": s, "start": 2, "end": 12}, _PRUNING, lr=2.4e-2)
             for s in _SHARES
         },
     },

@@ -186,7 +186,8 @@ def _circuit(granularity: Granularity) -> Callable[[Material], Reading]:
             mask=None if queries.mask is None else queries.counted,
         )
         names = ("size_99", "learned_90", "learned_99", "area", "count_90", "stability", "divergence")
-        return Reading(found.size_90, found.reason, details={name: float(getattr(found, name)) for name in names})
+        details = {name: float(getattr(found, name)) for name in names}
+        return Reading(found.size_90, found.reason, details=details, findings=found)
 
     return size
 

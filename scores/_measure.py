@@ -34,12 +34,14 @@ class Reading:
         reason: why there is none.
         interval: 95 % interval, where the score has one.
         details: other numbers that belong to it, by name.
+        findings: all that was found, where a reader may want more than numbers: a circuit, a profile over depth.
     """
 
     value: float
     reason: str | None = None
     interval: tuple[float, float] | None = None
     details: Mapping[str, float] = field(default_factory=dict)
+    findings: object | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +96,7 @@ class Measured:
         estimate: seconds that it was expected to take, controls included.
         seconds: that it took.
         version: of the protocol.
+        findings: of the model's own reading.
     """
 
     name: str
@@ -109,6 +112,7 @@ class Measured:
     estimate: float = 0.0
     seconds: float = 0.0
     version: str = "1"
+    findings: object | None = None
 
     @property
     def beaten_by(self) -> tuple[str, ...]:
@@ -135,6 +139,7 @@ def measure(
     *,
     budget: float = math.inf,
     progress: Progress | None = None,
+    announce: Callable[[Sequence[tuple[Score, float]]], None] | None = None,
 ) -> list[Measured]:
     """Take scores of a model and of its controls.
 
@@ -148,6 +153,8 @@ def measure(
         controls: models beside it, see `default_controls`.
         budget: seconds.
         progress: called with the score's name and the share done, by estimate.
+        announce: called once, before anything is measured, with the scores that apply and their estimates in seconds,
+            cheapest first.
 
     Returns:
         in the order of `scores`.
@@ -167,6 +174,9 @@ def measure(
     whole = sum(plan.values()) or 1.0
     found: dict[int, Measured] = {}
     begun, done = time.perf_counter(), 0.0
+    if announce is not None:
+        applying = [(score, plan[id(score)]) for score in scores if score.missing(material) is None]
+        announce(sorted(applying, key=lambda pair: pair[1]))
     for score in sorted(scores, key=lambda each: plan[id(each)]):
         expected = plan[id(score)]
         empty = Measured(score.name, score.unit, score.direction, estimate=expected, version=score.version)
@@ -192,6 +202,7 @@ def measure(
             reason=own.reason,
             interval=own.interval,
             details=own.details,
+            findings=own.findings,
             controls={name: reading.value for name, reading in beside.items()},
             control_reasons={name: r.reason for name, r in beside.items() if r.reason is not None},
             control_details={name: r.details for name, r in beside.items() if r.details},

@@ -17,7 +17,14 @@ from manual_programs import attached
 from tiny import make_module, weights_of
 from torch.utils.data import DataLoader
 
-from legibility.lightning_plugins import GroupSparsity, L1Sparsity, StudentLegibility, WiringCost
+from legibility.lightning_plugins import (
+    ActivationSparsity,
+    GroupSparsity,
+    L1Sparsity,
+    StudentLegibility,
+    TopKSparsity,
+    WiringCost,
+)
 from legibility.students import MLPStudent
 
 
@@ -36,6 +43,10 @@ def main(namespace: str, out: str, which: str, accumulate: str = "1") -> None:
         "l1": L1Sparsity(2.0),
         "neurons": GroupSparsity(1.0, groups="neurons"),
         "wiring": WiringCost(2.0, swap_every=4),
+        "top_k": TopKSparsity(0.8, scope="global"),
+        "goal": L1Sparsity(sparsity=0.6),
+        "loss_budget": L1Sparsity(loss_budget=1.5, monitor="task", heal=0.0),  # each rank logs a loss of its own
+        "activations": ActivationSparsity(0.5, taps="net.1", kind="top_k", k=8),
     }
     callbacks = [sparse.get(which, legibility)]
     strategy: Any = "auto"

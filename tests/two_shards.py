@@ -72,6 +72,10 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
             callbacks={
                 "legibility": [legibility],
                 "l1": [L1Sparsity(2.0, total_steps=24)],
+                "preconditioned": [L1Sparsity(1.0, preconditioned=0.1, total_steps=24)],
+                "goal": [L1Sparsity(sparsity=0.6, total_steps=24)],
+                "rows": [GroupSparsity(1.0, groups="rows", total_steps=24)],
+                "columns": [GroupSparsity(1.0, groups="columns", total_steps=24)],
                 "neurons": [GroupSparsity(1.0, groups="neurons", total_steps=24)],
                 "wiring": [WiringCost(2.0, swap_every=4, total_steps=24)],
                 "top_k": [TopKSparsity(0.8, scope="global", total_steps=24)],

@@ -31,6 +31,13 @@ class L1Sparsity(PenaltyStep):
     second moment, :math:`\bar d` its mean over the tensor and f the floor: weights that the loss hardly touches go first.
     During healing, the last ``heal`` share of the steps, there is no penalty and zeros stay zero.
 
+    Latent, what the thresholds took is kept, and what weights at zero learn adds up beneath the threshold until it passes:
+
+    .. math:: z \leftarrow w + r, \qquad w \leftarrow S_{\tau_1 + \dots + \tau_t}(z), \qquad r \leftarrow z - w
+
+    with w as the optimizer's step left it and S the soft threshold, reweighted or not. The budget is then what the last
+    threshold comes to. One more tensor for each weight.
+
     Args:
         strength: Budget in units of initial RMS, >= 0. 0 does nothing at all. Or pattern -> budget: then the patterns
             are the targets, and the first that matches a weight's name counts.
@@ -48,10 +55,12 @@ class L1Sparsity(PenaltyStep):
             follows it (:class:`~legibility.lightning_plugins.sparsity._ascent.Ascent`).
         loss_budget: Highest value of ``monitor`` that sparsity may cost: the factor rises while the loss is below it.
         monitor: Name of a logged loss, for ``loss_budget``.
+        latent: Keep what the thresholds took.
 
     Raises:
         ValueError: Before the first step: negative or NaN strength, a pattern that matches nothing, an unknown
-            number of steps, targets that no optimizer steps, ``preconditioned`` without Adam's moments.
+            number of steps, targets that no optimizer steps, ``preconditioned`` without Adam's moments or with
+            ``latent``, ``latent`` with sharded weights (FSDP2).
 
     Logs ``legibility/l1/zeros`` (share of exact zeros among the targets), ``legibility/l1/strength`` and, with a goal,
     ``legibility/l1/factor``.
@@ -67,7 +76,7 @@ class L1Sparsity(PenaltyStep):
 
     Source: decoupled proximal step after AdamW (Loshchilov and Hutter 2019) with the proximal operator of L1 (Parikh
     and Boyd 2014); reweighting after Candes, Wakin and Boyd 2008; preconditioning after ProxGen (Yun, Lozano and Yang
-    2021).
+    2021); latent as regularised dual averaging (Xiao 2010), with any optimizer in place of its gradient steps.
     """
 
     term = "l1"
@@ -87,6 +96,7 @@ class L1Sparsity(PenaltyStep):
         sparsity: float | None = None,
         loss_budget: float | None = None,
         monitor: str | None = None,
+        latent: bool = False,
     ) -> None:
         super().__init__(
             strength, targets, exclude, schedule, heal, total_steps,
@@ -95,7 +105,12 @@ class L1Sparsity(PenaltyStep):
         self.reweighted = reweighted
         if preconditioned is not None and not 0 < preconditioned <= 1:
             raise ValueError(f"`preconditioned` is a floor in (0, 1], got {preconditioned}.")
+        if preconditioned is not None and latent:
+            raise ValueError(
+                "`preconditioned` and `latent` don't go together: moments change, a sum of thresholds can't."
+            )
         self.preconditioned = preconditioned
+        self.latent = latent
 
     def _begin(self, trainer: "Trainer", fresh: bool) -> None:
         if self.preconditioned is not None and not all("betas" in o.param_groups[0] for o in trainer.optimizers):
@@ -104,18 +119,40 @@ class L1Sparsity(PenaltyStep):
                 f"got {', '.join(type(o).__name__ for o in trainer.optimizers)}. Leave it out."
             )
         self._budget = {name: self._budget_of(name) for name in self._weights}
+        sharded = [name for name, weight in self._weights.items() if hasattr(weight, "full_tensor")]
+        if self.latent and sharded:
+            raise ValueError(f"`latent` needs whole weights; {sharded[0]} is sharded (DTensor). Leave it out.")
         if fresh:
             for name, weight in self._weights.items():
                 self._memory[f"rms.{name}"] = float(root_mean_square(weight.detach()))
+        for name, weight in self._weights.items() if self.latent else ():
+            kept = self._tensors.get(f"taken.{name}")  # of a checkpoint, wherever that was loaded to
+            empty = torch.zeros_like(
+                weight, dtype=torch.promote_types(weight.dtype, torch.float32), requires_grad=False
+            )
+            self._tensors[f"taken.{name}"] = empty if kept is None else kept.to(empty)
+            self._tensors[f"total.{name}"] = self._tensors.get(f"total.{name}", empty.new_zeros(())).to(empty)
         super()._begin(trainer, fresh)
 
     def _move(self, stepped: Sequence[Stepped], optimizer: Optimizer, step: int) -> None:
         for one in stepped:
             size = self._memory[f"rms.{one.name}"]
             threshold = self._threshold(self._budget[one.name], size, one.pace, step)
+            if self.latent:
+                self._shrink_latent(one, size, threshold, skipped(optimizer, one.weight.device))
+                continue
             threshold = self._collected(one.name, one.weight.dtype, size, threshold)
             if threshold > 0:
                 self._shrink(one, size, threshold, optimizer)
+
+    def _shrink_latent(self, one: Stepped, size: float, threshold: float, skip: Tensor | None) -> None:
+        total = self._tensors[f"total.{one.name}"]
+        total += threshold if skip is None else threshold * (1 - skip)
+        taken = self._tensors[f"taken.{one.name}"]
+        for weight, rest in zip(in_pieces(one.weight), in_pieces(taken), strict=True):
+            rest += weight  # now the latent weight
+            weight.copy_(self._proximal(rest, total, size))
+            rest -= weight
 
     def _shrink(self, one: Stepped, size: float, base: float, optimizer: Optimizer) -> None:
         threshold: float | Tensor = base

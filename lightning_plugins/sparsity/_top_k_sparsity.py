@@ -1,8 +1,9 @@
 """Top-k sparsity: after each step only the largest weights stay."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -12,6 +13,9 @@ from legibility.lightning_plugins.foundation._callback import check_share
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weight_step import Stepped, WeightStep
 from legibility.losses import hard_threshold, in_pieces, magnitude_threshold
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
 
 _TOLERANCE = 1e-3  # of the kept weights: most steps then need one look at the weights
 
@@ -26,6 +30,8 @@ class TopKSparsity(WeightStep):
     were dropped get gradients and moments like any other: they come back when a step makes them large enough. Up to
     0.1 % more than k_t may stay; exactly that many do at the last step before healing, or of all (but for ties, which stay).
 
+    Latent, dropped weights keep their values out of sight and learn on from there; else they start from zero each step.
+
     Args:
         sparsity: Share of zeros in the end, in [0, 1). 0 does nothing at all.
         targets: Shell patterns over parameter names.
@@ -35,10 +41,12 @@ class TopKSparsity(WeightStep):
         heal: Share of the steps, in [0, 1), at the end, during which the zeros no longer move.
         schedule: Way from dense to sparse over the steps before healing.
         total_steps: Number of optimizer steps, where the trainer can't tell.
+        latent: Keep the values of dropped weights; one more tensor for each weight.
 
     Raises:
         ValueError: Before the first step: a sparsity outside of [0, 1), a pattern that matches nothing, an unknown
-            number of steps, targets that no optimizer steps, ``minimum_per_row`` with weights sharded along their rows.
+            number of steps, targets that no optimizer steps, ``minimum_per_row`` with weights sharded along their rows, ``latent`` with
+            sharded weights.
 
     Logs ``legibility/top_k/zeros`` and ``legibility/top_k/strength`` (the sparsity asked for in the end).
 
@@ -62,6 +70,7 @@ class TopKSparsity(WeightStep):
         heal: float = 0.0,
         schedule: Schedule | None = None,
         total_steps: int | None = None,
+        latent: bool = False,
     ) -> None:
         schedule = Schedule.anneal() if schedule is None else schedule
         if max(level for _, level in schedule.knots) > 1:
@@ -74,6 +83,17 @@ class TopKSparsity(WeightStep):
         if minimum_per_row < 0:
             raise ValueError(f"`minimum_per_row` must be 0 or above, got {minimum_per_row}.")
         self.minimum_per_row = minimum_per_row
+        self.latent = latent
+
+    def _begin(self, trainer: "Trainer", fresh: bool) -> None:
+        sharded = [name for name, weight in self._weights.items() if isinstance(weight, DTensor)]
+        if self.latent and sharded:
+            raise ValueError(f"`latent` needs whole weights; {sharded[0]} is sharded (DTensor). Leave it out.")
+        for name, weight in self._weights.items() if self.latent else ():
+            kept = self._tensors.get(f"dropped.{name}")  # of a checkpoint, wherever that was loaded to
+            self._tensors[f"dropped.{name}"] = (
+                torch.zeros_like(weight, requires_grad=False) if kept is None else kept.to(weight)
+            )
 
     @property
     def strengths(self) -> dict[str, float]:
@@ -85,6 +105,8 @@ class TopKSparsity(WeightStep):
         if level == 0 or not stepped:
             return
         together = {"global": list(stepped)} if self.scope == "global" else {one.name: [one] for one in stepped}
+        for one in stepped if self.latent else ():
+            _local(one.weight).add_(self._tensors[f"dropped.{one.name}"])
         for name, members in together.items():
             size = sum(one.weight.numel() for one in members)
             key = f"threshold.{name}"
@@ -98,8 +120,12 @@ class TopKSparsity(WeightStep):
             self._memory[key] = threshold
             for one in members:
                 local = _local(one.weight)
+                if self.latent:
+                    self._tensors[f"dropped.{one.name}"].copy_(local)
                 for piece in [local] if self.minimum_per_row else in_pieces(local):
                     piece.copy_(hard_threshold(piece, threshold, minimum_per_row=self.minimum_per_row))
+                if self.latent:
+                    self._tensors[f"dropped.{one.name}"].sub_(local)
 
 
 def _local(weight: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weights import (
     embedding_weights,
     exact_zeros,
+    penalisable_weights,
     rows_without_gradient,
     target_weights,
 )
@@ -47,6 +48,9 @@ class WeightStep(LegibilityCallback):
 
     A subclass implements ``_move`` (one step) and may implement ``_begin`` (the weights are known, so is the number of
     steps). For the last ``heal`` share of the steps nothing is moved, but what is zero stays zero.
+
+    Averages of weights (EMA, SWA) are not sparse by themselves. Where they take the place of the trained weights, for an
+    evaluation, at the end or in a checkpoint, they get the zeros that those have just then.
 
     Everything a resumed fit needs is kept as plain numbers and tensors: the steps of each optimizer, the highest learning
     rate of each parameter group, and what a subclass remembers in ``_memory`` (numbers) and ``_tensors``.
@@ -79,6 +83,7 @@ class WeightStep(LegibilityCallback):
         self._planned = 0
         self._penalised = 1
         self._zeros: dict[str, Tensor] = {}
+        self._latest: dict[str, Tensor] = {}
         self._done: dict[str, int] = {}
         self._peak: dict[str, float] = {}
         self._memory: dict[str, float] = {}
@@ -102,7 +107,9 @@ class WeightStep(LegibilityCallback):
         return self._generate_state_key(targets=self.targets, exclude=self.exclude)
 
     def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        self._weights = target_weights(pl_module, self.targets, self.exclude)
+        # With nothing to do, nothing needs to be there.
+        idle = not self.active and not penalisable_weights(pl_module)
+        self._weights = {} if idle else target_weights(pl_module, self.targets, self.exclude)
         self._embeddings = embedding_weights(pl_module)
         self._reset()
 
@@ -176,15 +183,24 @@ class WeightStep(LegibilityCallback):
         tensors = {"tensors": {name: tensor.clone() for name, tensor in self._tensors.items()}} if self._tensors else {}
         return {key: dict(value) if isinstance(value, dict) else value for key, value in kept.items()} | tensors
 
+    def on_validation_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Looks where the trained weights are zero, before averages may take their place."""
+        if not trainer.sanity_checking:
+            self._look_at_zeros()
+
+    def on_train_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """As before an evaluation: averages may take the weights' place at the end of training."""
+        self._look_at_zeros()
+
     def on_validation_batch_start(
         self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Averaged weights that take the trained ones' place for an evaluation get the frozen zeros too."""
+        """Averaged weights that take the trained ones' place for an evaluation get their zeros too."""
         if batch_idx == 0 and not trainer.sanity_checking:
             self._hold_zeros()
 
     def on_train_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Averages that were put in place of the weights get the frozen zeros too."""
+        """Averages that were put in place of the weights get their zeros too."""
         self._hold_zeros()
 
     def on_fit_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
@@ -192,18 +208,25 @@ class WeightStep(LegibilityCallback):
         self._hold_zeros()
 
     def on_save_checkpoint(self, trainer: "Trainer", pl_module: "LightningModule", checkpoint: dict[str, Any]) -> None:
-        """Averaged weights in the file get the frozen zeros too."""
+        """Averaged weights in the file get the trained ones' zeros too."""
         saved = checkpoint.get("state_dict", {})
-        for name, zeros in self._zeros.items():
+        now = {name: weight.detach() == 0 for name, weight in self._weights.items()} if self._start is not None else {}
+        for name, zeros in (now | self._zeros).items():
             if name in saved and saved[name].shape == zeros.shape and type(saved[name]) is type(zeros):
                 saved[name] = saved[name].masked_fill(zeros.to(saved[name].device), 0.0)
 
     def _uninstall(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._weights, self._zeros = [], {}, {}
+        self._handles, self._weights, self._zeros, self._latest = [], {}, {}, {}
 
     def _check_held(self, optimizers: Sequence[Optimizer]) -> None:
+        for optimizer in optimizers:
+            if getattr(optimizer, "master_weights", False):
+                raise ValueError(
+                    f"`targets`: {type(optimizer).__name__} keeps master weights of its own and writes them over the "
+                    "model's after each step, so zeros would not stay. Switch them off (`master_weights=False`)."
+                )
         held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         missed = [name for name, weight in self._weights.items() if id(weight) not in held]
         if len(missed) == len(self._weights):
@@ -233,7 +256,7 @@ class WeightStep(LegibilityCallback):
                     self._move(stepped, optimizer, min(done, self._penalised - 1))
                     for weight, rows, kept in before:
                         weight[rows] = kept
-                self._done[index] = done + 1
+                self._done[index], self._latest = done + 1, {}
                 if self.heal > 0 and done + 1 == self._penalised:
                     self._freeze(optimizer)
 
@@ -247,9 +270,13 @@ class WeightStep(LegibilityCallback):
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._zeros |= {name: w.detach() == 0 for name, w in self._weights.items() if id(w) in held}
 
+    def _look_at_zeros(self) -> None:
+        if self.active and self._start is not None and not self._latest:
+            self._latest = {name: weight.detach() == 0 for name, weight in self._weights.items()}
+
     def _hold_zeros(self) -> None:
         with torch.no_grad():
-            for name, zeros in self._zeros.items():
+            for name, zeros in (self._latest | self._zeros).items():
                 self._weights[name].detach().masked_fill_(zeros, 0.0)
 
 

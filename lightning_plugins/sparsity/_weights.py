@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from legibility.lightning_plugins.foundation._recorder import match_names, plain_name
 
@@ -18,6 +20,7 @@ _NORMS = (
 
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_OLD = (WeightNorm, SpectralNorm)
 
 
 def penalisable_weights(root: nn.Module) -> dict[str, nn.Parameter]:
@@ -25,7 +28,8 @@ def penalisable_weights(root: nn.Module) -> dict[str, nn.Parameter]:
 
     Left out: biases and other 1-D or 0-D parameters, norm layers, embeddings (also when tied to an output layer),
     low-rank adapters (zeros in a factor are no zeros in the weight), parametrised weights (the optimizer holds their
-    originals, not what the layer uses), lazy and complex ones.
+    originals, not what the layer uses; ``torch.nn.utils.weight_norm`` and ``spectral_norm`` of old too), lazy and complex
+    ones. A weight under ``torch.nn.utils.prune`` is taken: its zeros are the layer's.
 
     Args:
         root: The module to search.
@@ -44,6 +48,7 @@ def penalisable_weights(root: nn.Module) -> dict[str, nn.Parameter]:
             excluded |= {id(parameter) for parameter in module.parameters(recurse=False)}
         if isinstance(module, nn.utils.parametrize.ParametrizationList):
             excluded |= {id(parameter) for parameter in module.parameters()}
+        excluded |= {id(parameter) for parameter in _hooked(module)}
     return {
         plain_name(name): parameter
         for name, parameter in root.named_parameters()
@@ -69,8 +74,15 @@ def target_weights(
         exclude: Patterns to leave out, beyond the default exclusions.
 
     Raises:
-        ValueError: A pattern of ``targets`` or ``exclude`` matches nothing, or nothing is left.
+        ValueError: A pattern of ``targets`` or ``exclude`` matches nothing, names a parametrised weight, or nothing is
+            left; the model is sharded by FSDP1.
     """
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in root.modules()):
+        raise ValueError(
+            "`targets`: FSDPStrategy (FSDP1) keeps flat pieces of weights, in which there are no matrices, rows or "
+            "neurons to make sparse. Use ModelParallelStrategy (FSDP2), whose weights keep their shape."
+        )
+    _refuse_parametrised(root, targets)
     weights = penalisable_weights(root)
     weights |= _named_in_full(root, targets, weights)
     if not weights:
@@ -86,6 +98,34 @@ def target_weights(
     if not kept:
         raise ValueError(f"`exclude` = {exclude!r} leaves none of the weights that `targets` = {targets!r} chose.")
     return kept
+
+
+def _refuse_parametrised(root: nn.Module, targets: str | Sequence[str]) -> None:
+    """Says why, where a weight is asked for by its full name that the layer computes from others."""
+    asked = {targets} if isinstance(targets, str) else set(targets)
+    for path, module in root.named_modules():
+        computed = list(getattr(module, "parametrizations", ())) if nn.utils.parametrize.is_parametrized(module) else []
+        computed += [hook.name for hook in module._forward_pre_hooks.values() if isinstance(hook, _OLD)]
+        named = plain_name(path)
+        for name in computed:
+            full = f"{named}.{name}" if named else name
+            if any(one == full or one.startswith((f"{full}_", _original(named, name))) for one in asked):
+                raise ValueError(
+                    f"`targets`: {full} is parametrised: the layer computes it from other tensors, so zeros that a step "
+                    "writes would not be the layer's. Remove the parametrisation "
+                    "(`torch.nn.utils.parametrize.remove_parametrizations`) or name other weights."
+                )
+
+
+def _original(path: str, name: str) -> str:
+    return f"{path}.parametrizations.{name}." if path else f"parametrizations.{name}."
+
+
+def _hooked(module: nn.Module) -> list[Tensor]:
+    """Parameters from which a hook of the old kind computes the weight before each call."""
+    names = [hook.name for hook in module._forward_pre_hooks.values() if isinstance(hook, _OLD)]
+    parameters = [module._parameters.get(f"{name}_{part}") for name in names for part in ("g", "v", "orig")]
+    return [parameter for parameter in parameters if parameter is not None]
 
 
 def embedding_weights(root: nn.Module) -> set[int]:

@@ -20,12 +20,17 @@ MOST_UNITS = 2048
 
 @dataclass(frozen=True, eq=False)
 class Distribution:
-    """How close one student came on the queries it hadn't seen: nats per position, FVU and prediction of each tap."""
+    """How close one student came on the queries it hadn't seen: nats per position, FVU and prediction of each tap.
+
+    `by_position` and `decided` say the same for each query: nats, NaN where it doesn't count, and the student's top-1.
+    """
 
     kl: float
     fvu: dict[str, float]
     predicted_taps: dict[str, Tensor]
     cka: dict[str, float] = field(default_factory=dict)
+    by_position: Tensor = field(default_factory=lambda: torch.zeros(0))
+    decided: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
 
 class _Tap:
@@ -88,11 +93,16 @@ def imitate_distribution(
         for name, tap in taps.items()
     }
     predicted: dict[str, list[Tensor]] = {name: [] for name in taps}
+    by_position, decided = [], []
     for rows, prediction in imitator.answers(seen, len(queries)):
         keep = counted[rows]
         divergence = forward_kl(logits[rows][keep].double(), prediction.output[keep].double())
         total += float(divergence.sum())
         positions += divergence.numel()
+        by_position.append(
+            torch.full(keep.shape, math.nan, device=keep.device).masked_scatter(keep, divergence.float())
+        )
+        decided.append(prediction.output.argmax(-1))
         for name, tap in taps.items():
             unexplained[name].update(tap.values[rows], prediction.taps[name], tap.mask[rows])
             predicted[name].append(prediction.taps[name])
@@ -102,4 +112,6 @@ def imitate_distribution(
         fvu={name: float(score.compute()) for name, score in unexplained.items()},
         predicted_taps={name: said[name].view(-1, *taps[name].shape[1:]) for name in taps},
         cka={name: tap.alike(said[name], seen) for name, tap in taps.items()},
+        by_position=torch.cat(by_position),
+        decided=torch.cat(decided),
     )

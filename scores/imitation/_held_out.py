@@ -144,6 +144,8 @@ def held_out_imitation(
             **scores,
             fvu=fvu,
             predicted_taps=distribution.predicted_taps,
+            by_position=distribution.by_position,
+            decided=distribution.decided,
             cka=distribution.cka,
             seconds=seconds,
             reasons=_why_missing(scores, fvu, twin is None, unread),

@@ -1,0 +1,112 @@
+"""Latent weights: what thresholds took is kept beneath them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import loader, make_module, net, weights_of
+from torch import Tensor, nn
+
+from legibility.lightning_plugins import L1Sparsity, Schedule, TopKSparsity
+from legibility.losses import reweighted_soft_threshold, soft_threshold
+
+STEPS = 8  # one epoch of `loader()`
+
+
+def by_hand(cut: Callable[[Tensor, float, int], Tensor]) -> Tensor:
+    """Gradients at the cut weights, steps of a dense copy: AdamW, 2 epochs."""
+    torch.manual_seed(0)
+    model = net()
+    dense = [p.detach().clone() for p in model.parameters()]
+    sizes = [float(p.square().mean().sqrt()) for p in dense]
+    optimizer = torch.optim.AdamW([nn.Parameter(p) for p in dense], lr=1e-2, weight_decay=0.0)
+    latent = optimizer.param_groups[0]["params"]
+    for step, (x, y) in enumerate([*loader(), *loader()]):
+        model.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+        for parameter, used in zip(latent, model.parameters(), strict=True):
+            parameter.grad = used.grad
+        optimizer.step()
+        with torch.no_grad():
+            for used, parameter, size in zip(model.parameters(), latent, sizes, strict=True):
+                used.copy_(cut(parameter.detach(), size, step) if used.ndim == 2 else parameter)
+    return weights_of(model)
+
+
+@pytest.mark.parametrize("reweighted", [False, True])
+def test_l1_equals_a_dense_copy_kept_by_hand(pl: Any, trainer: Callable[..., Any], reweighted: bool) -> None:
+    def cut(weight: Tensor, size: float, step: int) -> Tensor:
+        total = 4.0 * size * (step + 1) / (2 * STEPS)
+        return (
+            reweighted_soft_threshold(weight, total, epsilon=0.1 * size)
+            if reweighted
+            else soft_threshold(weight, total)
+        )
+
+    module = make_module(pl, optimizer="adamw")
+    trainer(L1Sparsity(4.0, reweighted=reweighted, heal=0.0, latent=True), max_epochs=2).fit(module, loader())
+    torch.testing.assert_close(weights_of(module.net), by_hand(cut), rtol=1e-3, atol=1e-5)
+    assert 0.2 < (weights_of(module.net) == 0).float().mean() < 1
+
+
+def test_top_k_equals_a_dense_copy_kept_by_hand(pl: Any, trainer: Callable[..., Any]) -> None:
+    def cut(weight: Tensor, size: float, step: int) -> Tensor:
+        kept = round(0.2 * weight.numel())
+        return weight * (weight.abs() >= weight.abs().flatten().topk(kept).values[-1])
+
+    module = make_module(pl, optimizer="adamw")
+    trainer(TopKSparsity(0.8, schedule=Schedule(), latent=True), max_epochs=2).fit(module, loader())
+    expected = by_hand(cut)
+    # The threshold may keep one in a thousand more until the last step.
+    assert ((weights_of(module.net) == 0) != (expected == 0)).float().mean() < 0.01
+    assert (weights_of(module.net) - expected).norm() < 0.05 * expected.norm()
+
+
+MAKERS: dict[str, Callable[[], Any]] = {
+    "l1": lambda: L1Sparsity(3.0, heal=0.4, latent=True, total_steps=4 * STEPS),
+    "goal": lambda: L1Sparsity(sparsity=0.7, latent=True, total_steps=4 * STEPS),
+    "top-k": lambda: TopKSparsity(0.8, heal=0.4, latent=True, total_steps=4 * STEPS),
+}
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+@pytest.mark.parametrize("which", MAKERS)
+def test_resume_equals_uninterrupted(
+    pl: Any, trainer: Callable[..., Any], tmp_path: Path, which: str, stop: int
+) -> None:
+    whole, half, resumed = (make_module(pl, optimizer="adamw") for _ in range(3))
+    trainer(MAKERS[which](), max_epochs=4).fit(whole, loader())
+    first = trainer(MAKERS[which](), max_epochs=stop)
+    first.fit(half, loader())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    torch.load(tmp_path / "half.ckpt", weights_only=True)
+    trainer(MAKERS[which](), max_epochs=4).fit(resumed, loader(), ckpt_path=str(tmp_path / "half.ckpt"))
+    assert torch.equal(weights_of(whole), weights_of(resumed))
+    assert (weights_of(whole) == 0).any()
+
+
+def test_in_half_precision_rounding_is_kept_too(pl: Any, trainer: Callable[..., Any]) -> None:
+    class Module(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(40, 40, dtype=torch.bfloat16)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return sum(0.0 * p.float().sum() for p in self.parameters())
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = Module()
+    start = module.layer.weight.detach().clone()
+    sparse = L1Sparsity(0.5, reweighted=False, heal=0.0, latent=True)
+    trainer(sparse, max_epochs=50).fit(module, loader())
+    expected = soft_threshold(start.float(), 0.5 * float(start.float().square().mean().sqrt()))
+    torch.testing.assert_close(module.layer.weight.float(), expected, rtol=8e-3, atol=1e-4)
+
+
+def test_what_does_not_go_together() -> None:
+    with pytest.raises(ValueError, match="`preconditioned` and `latent`"):
+        L1Sparsity(1.0, preconditioned=0.1, latent=True)

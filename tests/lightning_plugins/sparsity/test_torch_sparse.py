@@ -1,0 +1,133 @@
+"""Zeros that `torch.sparse` makes use of: the same outputs, and what stays dense by name."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from legibility.lightning_plugins import to_torch_sparse
+from legibility.lightning_plugins.sparsity._torch_sparse import SparseLinear
+
+
+def pruned(model: nn.Module, density: float = 0.1) -> nn.Module:
+    """Each matrix with that many weights."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter *= torch.rand_like(parameter) < density
+    return model
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 12), (2, 3, 12), (12,), (0, 12)])
+def test_one_layer_computes_the_same(bias: bool, shape: tuple[int, ...]) -> None:
+    layer = pruned(nn.Linear(12, 7, bias=bias), 0.2)
+    found = to_torch_sparse(layer, least=0.5)
+    x = torch.randn(shape)
+    assert isinstance(found.model, SparseLinear) and list(found.taken) == [""]
+    torch.testing.assert_close(found.model(x), layer(x))
+    assert layer.weight.layout == torch.strided, "the model itself is untouched"
+
+
+def test_gradients_reach_the_input() -> None:
+    layer = pruned(nn.Linear(6, 4), 0.3)
+    x = torch.randn(3, 6, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    to_torch_sparse(layer, least=0.0).model(x).square().sum().backward()
+    layer(y).square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_transformer_and_its_fast_path(training: bool) -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True, activation="gelu")
+    model = pruned(nn.TransformerEncoder(layer, 2)).train(training)
+    found = to_torch_sparse(model)
+    assert set(found.taken) == {f"layers.{i}.linear{j}" for i in range(2) for j in (1, 2)}
+    assert found.left["layers.0.self_attn.out_proj"] == "is read by its attention without a call"
+    x, padding = torch.randn(3, 5, 16), torch.tensor([[False] * 5, [False] * 3 + [True] * 2, [False] * 5])
+    with torch.no_grad():
+        for options in ({}, {"src_key_padding_mask": padding}):
+            ours, theirs = found.model(x, **options), model(x, **options)
+            real = ~padding[:, : theirs.shape[1]] if options else torch.ones_like(padding)
+            torch.testing.assert_close(ours[real], theirs[real], rtol=1e-4, atol=1e-5)
+
+
+def test_what_stays_dense_says_why() -> None:
+    class Own(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1
+
+    model = nn.Sequential(
+        pruned(nn.Linear(8, 8)), nn.Linear(8, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), Own(8, 8)
+    )
+    hooked = pruned(nn.Linear(8, 8))
+    hooked.register_forward_hook(lambda *_: None)
+    found = to_torch_sparse(model.append(hooked))
+    assert list(found.taken) == ["0"]
+    assert found.left == {
+        "1": "has 0 % zeros",
+        "2": "is no plain linear layer (ParametrizedLinear)",
+        "3": "is no plain linear layer (Own)",
+        "4": "has hooks",
+    }
+
+
+def test_shared_layers_and_a_copy_and_a_file() -> None:
+    shared = pruned(nn.Linear(8, 8))
+    model = nn.Sequential(shared, nn.Tanh(), shared)
+    found = to_torch_sparse(model)
+    x = torch.randn(4, 8)
+    torch.testing.assert_close(found.model(x), model(x))
+    torch.testing.assert_close(copy.deepcopy(found.model)(x), model(x))
+    file = io.BytesIO()
+    torch.save(found.model.state_dict(), file)
+    file.seek(0)
+    empty = to_torch_sparse(model).model
+    for buffer in empty.buffers():
+        buffer.zero_()
+    empty.load_state_dict(torch.load(file, weights_only=True))
+    torch.testing.assert_close(empty(x), model(x))
+    torch.testing.assert_close(empty.double()(x.double()), model.double()(x.double()))
+
+
+def test_the_pattern_of_two_in_four_is_checked_and_never_made() -> None:
+    good = torch.tensor([1.0, 0.0, 2.0, 0.0]).repeat(32, 16)
+    bad = good.clone()
+    bad[0, 1] = 3.0
+    layers = [nn.Linear(64, 32, dtype=torch.bfloat16) for _ in range(2)] + [nn.Linear(64, 32), nn.Linear(6, 2).half()]
+    for layer, weight in zip(layers, (good, bad, good), strict=False):
+        layer.weight.data.copy_(weight)
+    found = to_torch_sparse(nn.Sequential(*layers), "2:4")
+    assert found.taken == {}
+    assert found.left == {
+        "0": "is on cpu; 2:4 needs a CUDA device",
+        "1": "has 1 of 512 fours with more than two weights that are not zero",
+        "2": "holds float32; 2:4 needs float16 or bfloat16",
+        "3": "has 6 inputs; 2:4 needs a multiple of 4",
+    }
+    assert torch.equal(found.model[1].weight, layers[1].weight)  # type: ignore[index, arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_two_in_four_computes_the_same(dtype: torch.dtype) -> None:
+    layer = nn.Linear(256, 128, dtype=dtype, device="cuda")
+    layer.weight.data.view(128, 64, 4)[..., 2:] = 0
+    found = to_torch_sparse(layer, "2:4")
+    assert found.taken == {"": 0.5}
+    x = torch.randn(64, 256, dtype=dtype, device="cuda")
+    torch.testing.assert_close(found.model(x), layer(x), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"layout": "coo"}, "`layout`.*'coo'"), ({"least": 1.5}, "`least`.*1.5")],
+)
+def test_wrong_arguments(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        to_torch_sparse(nn.Linear(2, 2), **options)  # type: ignore[arg-type]
