@@ -46,7 +46,7 @@ from legibility.students import LinearStudent, MLPStudent, Student
 
 pytest.importorskip("sklearn")
 pytest.importorskip("networkx")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 Digits = tuple[Tensor, Tensor]
 Found = dict[str, Measured]
