@@ -45,7 +45,7 @@ class TopKSparsity(WeightStep):
 
     Raises:
         ValueError: Before the first step: a sparsity outside of [0, 1), a pattern that matches nothing, an unknown
-            number of steps, targets that no optimizer steps, ``minimum_per_row`` with weights sharded along their rows, ``latent`` with
+            number of steps, targets that no optimizer steps, ``minimum_per_row`` with rows cut by sharding, ``latent`` with
             sharded weights.
 
     Logs ``legibility/top_k/zeros`` and ``legibility/top_k/strength`` (the sparsity asked for in the end).
@@ -89,6 +89,11 @@ class TopKSparsity(WeightStep):
         sharded = [name for name, weight in self._weights.items() if isinstance(weight, DTensor)]
         if self.latent and sharded:
             raise ValueError(f"`latent` needs whole weights; {sharded[0]} is sharded (DTensor). Leave it out.")
+        cut = [n for n in sharded if any(p.is_shard() and p.dim != 0 for p in self._weights[n].placements)]  # type: ignore[attr-defined]
+        if self.minimum_per_row and cut:
+            raise ValueError(
+                f"`minimum_per_row` needs whole rows; those of {cut[0]} are cut by its sharding. Leave it out."
+            )
         for name, weight in self._weights.items() if self.latent else ():
             kept = self._tensors.get(f"dropped.{name}")  # of a checkpoint, wherever that was loaded to
             self._tensors[f"dropped.{name}"] = (
