@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from sparsity_pat import PatStep, pat
 
-from legibility.recipes import Arm, Preset, Recipe
 from legibility.recipes.sparsity_lm import SparseChars, learning_rate
 
 

@@ -16,6 +16,7 @@ from legibility.lightning_plugins.imitation._student_legibility import StudentLe
 from legibility.lightning_plugins.report._controls import RandomInitControl as RandomInitControl
 from legibility.lightning_plugins.report._controls import TemperatureControl as TemperatureControl
 from legibility.lightning_plugins.report._report import InterpretabilityReport as InterpretabilityReport
+from legibility.lightning_plugins.report.picture._options import ModelPage as ModelPage
 from legibility.lightning_plugins.sparsity._activation_sparsity import ActivationSparsity as ActivationSparsity
 from legibility.lightning_plugins.sparsity._export import load_sparse as load_sparse
 from legibility.lightning_plugins.sparsity._export import save_sparse as save_sparse
@@ -36,6 +37,7 @@ __all__ = [
     "InterpretabilityReport",
     "L1InsteadOfL2",
     "L1Sparsity",
+    "ModelPage",
     "RandomInitControl",
     "Schedule",
     "Smaller",

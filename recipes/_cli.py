@@ -1,4 +1,4 @@
-"""The command line: ``legibility ls | cp | validate | run | sweep | compare``."""
+"""The command line: ``legibility ls | cp | validate | run | sweep | compare | report``."""
 
 import argparse
 import contextlib
@@ -88,6 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     one = verb(_sweep, "run all arms with all seeds; what is finished already is skipped")
     add_sweep_arguments(one)
     runs(one)
+    one = verb(_report, "show one model: its scores beside their controls here, many small pictures on one page")
+    one.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or its run record")
+    one.add_argument("--html", type=Path, metavar="FILE", help="the page (default: model.html beside the record)")
+    one.add_argument(
+        "--measure",
+        action="store_true",
+        help="first measure what the budget of time left out, from the run's checkpoint",
+    )
     one = verb(_compare, "compare finished runs: a table here and one HTML file")
     one.add_argument(
         "sources",
@@ -173,13 +181,32 @@ def _run(parsed: argparse.Namespace, console: Console) -> int:
 
     for job in unfinished(jobs, again=arm):
         console.print(f"{job.label} -> {job.folder}", highlight=False, markup=False)
-        run(job, written=_also_written_to, bar=console.is_terminal, again=job.arm == arm)
+        again = job.arm == arm or job.state() == "failed"
+        run(job, written=_also_written_to, bar=console.is_terminal, again=again)
     console.print(f"Record: {jobs[-1].folder / RECORD}", highlight=False, markup=False)
     return 0
 
 
 def _sweep(parsed: argparse.Namespace, console: Console) -> int:
     return sweep_command(parsed, console)
+
+
+def _report(parsed: argparse.Namespace, console: Console) -> int:
+    from legibility.recipes._show import find_record, show_model
+
+    with usage():
+        path = find_record(parsed.run)
+        if parsed.measure:
+            from legibility.recipes._measure_again import measure_again
+
+            with console.status("measuring from the checkpoint"):
+                filled = measure_again(path)
+            console.print(f"{filled} scores have a value now that had none.", highlight=False)
+        try:
+            show_model(path, parsed.html, console)
+        except ImportError as error:
+            raise UsageError(str(error)) from error
+    return 0
 
 
 def _compare(parsed: argparse.Namespace, console: Console) -> int:

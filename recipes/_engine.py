@@ -14,7 +14,19 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.cli import LightningCLI
 
 from legibility.recipes._find import load
-from legibility.recipes._folder import CHECKPOINT, CONFIG, DIGEST, LOG, RECORD, claimed, clean, write, write_failure
+from legibility.recipes._folder import (
+    BY_ANOTHER,
+    CHECKPOINT,
+    CONFIG,
+    DIGEST,
+    LOG,
+    RECORD,
+    claimed,
+    clean,
+    read_failure,
+    write,
+    write_failure,
+)
 from legibility.recipes._plan import Job, is_report, merge
 from legibility.recipes._recipe import RESERVED
 from legibility.recipes._wandb_run import WandbRun, logger_entry
@@ -38,28 +50,29 @@ def run(
 
     What was in the folder of an earlier run goes first, the digest comes last: a run that was killed is not finished.
     If another process is at this very run, it is waited for, and what it leaves is taken; so is what another process
-    finished between the look at what is to be done and this call.
+    finished, or failed at, between the look at what is to be done and this call.
 
     Args:
         job: The run.
         written: While inside ``written(path)``, what is printed goes into that file; default: where it always goes.
         tell: Called a few times each second.
         bar: Whether Lightning shows its progress bar.
-        again: Run it though it is finished, unless another process did that while this one waited for it.
+        again: Run it though it is finished or has failed, unless another process did that while this one waited for it.
 
     Returns:
         What the user should know although the run is finished; mostly nothing.
 
     Raises:
+        RuntimeError: It has failed in another process.
         Exception: Whatever the run raised; its text is in the folder's ``error.txt``.
     """
     tell = tell or (lambda stage, share: None)
     with claimed(job.folder, lambda holder: tell(f"waiting for {holder}", 0.0)) as waited:
         state = job.state()
-        if state == "finished" and (waited or not again):
-            return "by another process"
-        if state == "failed" and waited:
-            raise RuntimeError("it failed in another process")
+        if state in ("finished", "failed") and (waited or not again):
+            if state == "finished":
+                return BY_ANOTHER
+            raise RuntimeError(f"it failed in another process: {read_failure(job.folder, job.digest)}")
         clean(job.folder)
         with written(job.folder / LOG):
             try:
@@ -82,7 +95,7 @@ def check(job: Job) -> None:
         Exception: From LightningCLI, if something does not fit; ImportError if the module cannot be imported.
     """
     load(job.module, job.path)
-    _cli(_ParsedOnly, ["--config", yaml.safe_dump(_settled(job, bar=False)), *job.overrides])
+    parsed_cli(_ParsedOnly, ["--config", yaml.safe_dump(_settled(job, bar=False)), *job.overrides])
 
 
 class _ParsedOnly(LightningCLI):
@@ -97,7 +110,7 @@ def _run(job: Job, tell: Tell, bar: bool) -> list[str]:
     load(job.module, job.path)
     config = job.folder / CONFIG
     write(config, yaml.safe_dump(_settled(job, bar), sort_keys=False))
-    cli = _cli(LightningCLI, ["--config", str(config), *job.overrides])
+    cli = parsed_cli(LightningCLI, ["--config", str(config), *job.overrides])
     with warnings.catch_warnings():
         # Without the Nones of the command line, the written file would not say what was run.
         warnings.simplefilter("ignore")
@@ -192,7 +205,8 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def _cli(kind: type[LightningCLI], arguments: list[str]) -> LightningCLI:
+def parsed_cli(kind: type[LightningCLI], arguments: list[str]) -> LightningCLI:
+    """A LightningCLI as recipes use it, built from these arguments."""
     with warnings.catch_warnings():
         # It sees the arguments of `legibility` behind its own and takes that for a mistake.
         warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")

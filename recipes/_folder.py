@@ -1,12 +1,15 @@
 """A run's folder: what lies in it, who may write there, what counts as finished and what as failed."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from legibility.tradeoff.model_page import page_path, picture_path
 
 RECORD, CHECKPOINT, CONFIG, DIGEST, ERROR, LOG = (
     "record.json",
@@ -19,6 +22,10 @@ RECORD, CHECKPOINT, CONFIG, DIGEST, ERROR, LOG = (
 _LOCK = ".lock"
 _PARTS = ("*.part", f".{RECORD}.*.tmp")  # ours, and those of `save_record`
 _WANDB = "wandb"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
+BY_ANOTHER = "by another process"
+"""What is said of a run that this process found finished when it came to it."""
 
 
 def write(path: Path, text: str) -> None:
@@ -33,7 +40,7 @@ def clean(folder: Path) -> None:
 
     The offline data of W&B goes too: synchronised later, it would show a run that never ended.
     """
-    for name in (DIGEST, RECORD, CHECKPOINT, ERROR):
+    for name in (DIGEST, RECORD, CHECKPOINT, ERROR, page_path(RECORD).name, picture_path(RECORD).name):
         (folder / name).unlink(missing_ok=True)
     for pattern in _PARTS:
         for path in folder.glob(pattern):
@@ -59,6 +66,8 @@ def read_failure(folder: Path, digest: str) -> str | None:
 def claimed(folder: Path, waiting: Callable[[str], None]) -> Iterator[bool]:
     """While inside, no other process is in the same folder's claim. The system ends the claim of a process that dies.
 
+    A disk without locks, such as Lustre mounted without `flock`, knows no claims: nothing is waited for there.
+
     Args:
         folder: Made if it does not exist.
         waiting: Called with the process that has to be waited for.
@@ -76,6 +85,9 @@ def claimed(folder: Path, waiting: Callable[[str], None]) -> Iterator[bool]:
             file.seek(0)
             waiting(file.read().strip() or "another process")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from legibility.recipes._folder import ERROR, LOG, read_failure
+from legibility.recipes._folder import BY_ANOTHER, ERROR, LOG, read_failure
 from legibility.recipes._plan import Job, unfinished, without_failed
 from legibility.recipes._pool import Event, run_all
 
@@ -45,12 +45,13 @@ def sweep(jobs: Sequence[Job], workers: int, console: Console, *, retry_failed: 
     todo = unfinished(tried)
     if not todo:
         return 1 if left_out else 0
+    again = {job.folder for job in todo if job.state() == "failed"} if retry_failed else set()
     workers = min(workers, len(todo))
     console.print(f"{_runs(len(todo))}, {workers} at a time, one thread each.", highlight=False)
     start = time.monotonic()
     with _Screen(todo, console) as screen:
         try:
-            failed = run_all(todo, workers, screen.hear)
+            failed = run_all(todo, workers, screen.hear, again)
         except KeyboardInterrupt:
             screen.stop()
             console.print(
@@ -114,7 +115,7 @@ class _Screen:
                 self._running[event.job.folder] = event
             else:
                 self._since.pop(event.job.folder, None)
-                if self._running.pop(event.job.folder, None) is not None:
+                if self._running.pop(event.job.folder, None) is not None and event.text != BY_ANOTHER:
                     self._took.append(event.seconds)
                 self._ended += 1
                 self.done += event.kind == "done"

@@ -1,7 +1,7 @@
 """The dial of a trade-off: arms at other strengths. ``proximal-x0.5`` is ``proximal`` with half of each strength."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from legibility.recipes._recipe import Arm, Recipe
@@ -74,9 +74,14 @@ def vary(recipe: Recipe, arms: Sequence[str] | None, times: Iterable[float] = ()
     return varied, list(dict.fromkeys([*arms, *(variant(name, t) for name, t in added if t in multiples)]))
 
 
-def _strength(settings: object) -> float | None:
-    value = settings.get("strength") if isinstance(settings, dict) else None
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else None
+def _strength(settings: object) -> float | dict[str, float] | None:
+    """A number above 0, or numbers by pattern of which one is; a pattern that is switched off stays so."""
+    value = settings.get("strength") if isinstance(settings, Mapping) else None
+    by_pattern = dict(value) if isinstance(value, Mapping) else {"": value}
+    numbers = [one for one in by_pattern.values() if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    if len(numbers) < len(by_pattern) or not any(one > 0 for one in numbers):
+        return None
+    return {key: float(one) for key, one in by_pattern.items()} if isinstance(value, Mapping) else float(numbers[0])
 
 
 def _times(arm: Arm, times: float) -> Arm:
@@ -85,6 +90,9 @@ def _times(arm: Arm, times: float) -> Arm:
         settings = dict(entry.get("init_args", {}))
         strength = _strength(settings)
         if strength is not None:
-            settings["strength"] = strength * times
+            if isinstance(strength, dict):
+                settings["strength"] = {pattern: one * times for pattern, one in strength.items()}
+            else:
+                settings["strength"] = strength * times
         callbacks.append({**entry, "init_args": settings} if settings else dict(entry))
     return Arm(arm.config, callbacks)

@@ -1,8 +1,9 @@
 """Measuring instruments: scores of interpretability with their controls, and guards against a collapsed primary."""
 
+from legibility.scores._further import further_scores as further_scores
 from legibility.scores._headlines import families_for as families_for
 from legibility.scores._headlines import headline_scores as headline_scores
-from legibility.scores._headlines import structure_scores as structure_scores
+from legibility.scores._layer import Layer as Layer
 from legibility.scores._material import ConstantModel as ConstantModel
 from legibility.scores._material import Control as Control
 from legibility.scores._material import Material as Material
@@ -14,6 +15,7 @@ from legibility.scores._measure import Measured as Measured
 from legibility.scores._measure import Reading as Reading
 from legibility.scores._measure import Score as Score
 from legibility.scores._measure import measure as measure
+from legibility.scores._structure import structure_scores as structure_scores
 from legibility.scores._untrained import untrained as untrained
 from legibility.scores.circuits._circuit import CIRCUIT_PROTOCOL as CIRCUIT_PROTOCOL
 from legibility.scores.circuits._circuit import Circuit as Circuit
@@ -55,6 +57,8 @@ from legibility.scores.imitation._held_out_metric import HeldOutImitation as Hel
 from legibility.scores.imitation._patch_through import PatchThroughKL as PatchThroughKL
 from legibility.scores.imitation._patch_through import patch_through_kl as patch_through_kl
 from legibility.scores.imitation._queries import Queries as Queries
+from legibility.scores.imitation._queries_metric import PredictableErrors as PredictableErrors
+from legibility.scores.imitation._queries_metric import TreePathLength as TreePathLength
 from legibility.scores.imitation._saving import ImitationSaving as ImitationSaving
 from legibility.scores.imitation._saving import imitation_saving as imitation_saving
 from legibility.scores.imitation._saving import regression_queries as regression_queries
@@ -67,6 +71,7 @@ from legibility.scores.representation._difficulty_slope import DifficultyProfile
 from legibility.scores.representation._difficulty_slope import DifficultySlope as DifficultySlope
 from legibility.scores.representation._difficulty_slope import difficulty_slope as difficulty_slope
 from legibility.scores.representation._difficulty_slope import profile_distance as profile_distance
+from legibility.scores.representation._difficulty_slope import reference_profiles as reference_profiles
 from legibility.scores.representation._difficulty_slope import search_regret as search_regret
 from legibility.scores.representation._dimension import activation_rms as activation_rms
 from legibility.scores.representation._dimension import effective_rank as effective_rank
@@ -99,6 +104,9 @@ from legibility.scores.weights._compressed import COMPRESSION_PROTOCOL as COMPRE
 from legibility.scores.weights._compressed import CompressedSize as CompressedSize
 from legibility.scores.weights._compressed import compressed_size as compressed_size
 from legibility.scores.weights._compressed_metric import CompressedSizeOfModel as CompressedSizeOfModel
+from legibility.scores.weights._crosstalk import CrosstalkOfPaths as CrosstalkOfPaths
+from legibility.scores.weights._crosstalk import PathCrosstalk as PathCrosstalk
+from legibility.scores.weights._crosstalk import path_crosstalk as path_crosstalk
 from legibility.scores.weights._modularity import Modularity as Modularity
 from legibility.scores.weights._modularity import modularity as modularity
 from legibility.scores.weights._modularity import normalised_cut as normalised_cut
@@ -109,8 +117,11 @@ from legibility.scores.weights._sparsity import SparsityOfWeights as SparsityOfW
 from legibility.scores.weights._sparsity import WeightSparsity as WeightSparsity
 from legibility.scores.weights._sparsity import gini as gini
 from legibility.scores.weights._sparsity import weight_sparsity as weight_sparsity
+from legibility.scores.weights._spread import ActivationL0 as ActivationL0
 from legibility.scores.weights._spread import activation_l0 as activation_l0
 from legibility.scores.weights._spread import hoyer as hoyer
+from legibility.scores.weights._structure_metrics import RelativeModularity as RelativeModularity
+from legibility.scores.weights._structure_metrics import RelativeWiringCost as RelativeWiringCost
 from legibility.scores.weights._wiring import WiringCost as WiringCost
 from legibility.scores.weights._wiring import wiring_cost as wiring_cost
 
@@ -118,6 +129,7 @@ __all__ = [
     "CIRCUIT_PROTOCOL",
     "COMPRESSION_PROTOCOL",
     "PROTOCOL",
+    "ActivationL0",
     "Canonical",
     "Circuit",
     "CompressedSize",
@@ -125,6 +137,7 @@ __all__ = [
     "ConceptUse",
     "ConstantModel",
     "Control",
+    "CrosstalkOfPaths",
     "DifficultyProfile",
     "DifficultySlope",
     "Dimension",
@@ -144,6 +157,7 @@ __all__ = [
     "ImitationSaving",
     "KernelEstimator",
     "KeyValueMemories",
+    "Layer",
     "LensAtDepth",
     "LensGap",
     "LensProfile",
@@ -157,10 +171,14 @@ __all__ = [
     "Monosemanticity",
     "NearestEstimator",
     "PatchThroughKL",
+    "PathCrosstalk",
     "PermutedAnswers",
+    "PredictableErrors",
     "Queries",
     "RandomInit",
     "Reading",
+    "RelativeModularity",
+    "RelativeWiringCost",
     "Retargetability",
     "Retargeting",
     "Score",
@@ -168,6 +186,7 @@ __all__ = [
     "Temperature",
     "TreeEstimator",
     "TreePath",
+    "TreePathLength",
     "UnitReadings",
     "UnitStudents",
     "UseOfConcepts",
@@ -190,6 +209,7 @@ __all__ = [
     "faithful_circuit",
     "families_for",
     "feature_dimensionality",
+    "further_scores",
     "gated_disentanglement",
     "gini",
     "headline_scores",
@@ -210,8 +230,10 @@ __all__ = [
     "normalised_cut",
     "participation_ratio",
     "patch_through_kl",
+    "path_crosstalk",
     "prediction_code_length",
     "profile_distance",
+    "reference_profiles",
     "regression_queries",
     "relative_modularity",
     "retargetability",

@@ -13,7 +13,9 @@ LEAST_INFORMATION = 0.05
 """A model whose answers carry fewer bits than this about the input is as good as constant."""
 
 Rest = Callable[[Tensor], Tensor]
-"""What the model does after a layer: activations `(N, ..., units)` to logits `(N, ..., classes)`."""
+"""What the model does after a layer: activations `(N, ..., units)` to logits `(N, ..., classes)`.
+
+It is asked a batch at a time, unless it has an attribute `everything_at_once` that is True."""
 
 
 def kl_bits(
@@ -34,6 +36,23 @@ def information_bits(logits: Float[Tensor, "positions classes"]) -> float:
     return float(kl_bits(log_p, marginal.expand_as(log_p)).mean())
 
 
+SPREAD = 3.0
+"""RMS that answers are brought to before effects on them are compared: confident, but not all decided."""
+
+
+def one_scale(logits: Float[Tensor, "positions classes"]) -> float:
+    """What logits are divided by so that what varies in them has the RMS 3; 1 where nothing varies.
+
+    Sharpening or flattening all answers then changes nothing.
+    """
+    exact = logits.to(torch.float64)
+    varying = exact - exact.mean(0)
+    varying = varying - varying.mean(-1, keepdim=True)
+    size = float(varying.square().mean().sqrt())
+    # A rounding error of a constant is no variation.
+    return size / SPREAD if size > 1e-9 * float(exact.abs().max()) else 1.0
+
+
 @torch.no_grad()
 def answers(rest: Rest, activations: Tensor, mask: Tensor, *, batch_size: int = 512) -> Tensor:
     """Logits `(positions, classes)` of the rest of a model where `mask` is True, a batch at a time.
@@ -43,6 +62,8 @@ def answers(rest: Rest, activations: Tensor, mask: Tensor, *, batch_size: int = 
         ValueError: if they aren't shaped like `activations` with classes for units, or aren't finite.
     """
     found = []
+    if getattr(rest, "everything_at_once", False):
+        batch_size = len(activations)
     for part, counted in zip(torch.split(activations, batch_size), torch.split(mask, batch_size), strict=True):
         logits = rest(part)
         check_floating(logits, "rest(activations)")

@@ -1,12 +1,17 @@
-"""The scores of imitation, circuits and weights, ready to be measured together."""
+"""The headline scores H1 to H6, ready to be measured together."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from legibility.scores._gate import if_learnt
 from legibility.scores._material import Material, Need
 from legibility.scores._measure import Reading, Score
 from legibility.scores.circuits._circuit import CIRCUIT_PROTOCOL, faithful_circuit
 from legibility.scores.circuits._masked import Granularity
+from legibility.scores.concepts._disentanglement import PROTOCOL as DISENTANGLEMENT_PROTOCOL
+from legibility.scores.concepts._disentanglement import gated_disentanglement
+from legibility.scores.concepts._used_given_encoded import PROTOCOL as USE_PROTOCOL
+from legibility.scores.concepts._used_given_encoded import used_given_encoded
 from legibility.scores.imitation._errors import ErrorPredictability
 from legibility.scores.imitation._estimators import default_estimators
 from legibility.scores.imitation._families import Family
@@ -14,24 +19,29 @@ from legibility.scores.imitation._family_imitation import PROTOCOL
 from legibility.scores.imitation._held_out import held_out_imitation, held_out_twin
 from legibility.scores.imitation._queries import Queries
 from legibility.scores.imitation._refitted import why_unread
-from legibility.scores.imitation._saving import imitation_saving
-from legibility.scores.imitation._tree_path import tree_path_length
+from legibility.scores.imitation._saving import imitation_saving, transfer_ratio
 from legibility.scores.imitation._watching import error_predictability
-from legibility.scores.weights._canonical import canonicalise
 from legibility.scores.weights._compressed import COMPRESSION_PROTOCOL, compressed_size
-from legibility.scores.weights._modularity import relative_modularity
-from legibility.scores.weights._sparsity import weight_sparsity
-from legibility.scores.weights._wiring import wiring_cost
 from legibility.students import held_out_students, read_signature
 
 
-def headline_scores(families: Sequence[Family] | None = None, *, tolerance: float = 0.01) -> list[Score]:
-    """Imitation saving, error predictability (iid and shifted), circuit size, compressed size.
+def headline_scores(
+    families: Sequence[Family] | None = None,
+    *,
+    tolerance: float = 0.01,
+    trained_with: Sequence[Family] = (),
+    permutations: int = 50,
+    jobs: int | None = None,
+) -> list[Score]:
+    """Imitation saving, error predictability (iid, shifted), circuit size, used-given-encoded, compressed size, DCI.
 
     Args:
         families: the held-out families; None: all estimators and students that suit the input. Give those that took no
             part in training.
-        tolerance: of the compressed size, nats.
+        tolerance: of the compressed size: nats, or for a regression a share of the targets' variance.
+        trained_with: architectures that took part in training: with them imitation saving tells the transfer ratio.
+        permutations: of the null of used-given-encoded.
+        jobs: families fitted at a time, see `held_out_imitation`.
 
     Returns:
         scores for `measure`.
@@ -54,91 +64,97 @@ def headline_scores(families: Sequence[Family] | None = None, *, tolerance: floa
         key = id(queries.inputs), id(queries.labels)
         if key not in twins:
             twins.clear()
-            twins[key] = queries, held_out_twin(queries, asked)
+            twins[key] = queries, held_out_twin(queries, [*asked, *trained_with], jobs=jobs)
         return twins[key][1]
 
     def saving(material: Material) -> Reading:
         queries, asked = material.queries, chosen(material.queries)
         twin = twin_of(queries, asked)
-        found = imitation_saving(held_out_imitation(queries, asked, twin=twin))
+        by_family = held_out_imitation(queries, [*asked, *trained_with], twin=twin, jobs=jobs)
+        held_out = dict(list(by_family.items())[: len(asked)])
+        found = imitation_saving(held_out)
         details = {
             "best": found.best,
             "plain_median": found.plain_median,
             "plain_best": found.plain_best,
             "families": float(found.families),
         }
+        if trained_with:
+            partners = {name: family for name, family in by_family.items() if name not in held_out}
+            details["transfer_ratio"] = transfer_ratio(held_out, partners)
         return Reading(found.median, found.reason, details=details)
 
     def errors(material: Material) -> Reading:
-        return _errors(error_predictability(material.queries, chosen(material.queries)))
+        return _errors(error_predictability(material.queries, chosen(material.queries), jobs=jobs))
 
     def shifted(material: Material) -> Reading:
         queries = material.queries
-        return _errors(error_predictability(queries, chosen(queries), shifted=material.shifted))
+        return _errors(error_predictability(queries, chosen(queries), shifted=material.shifted, jobs=jobs))
 
     def compressed(material: Material) -> Reading:
-        queries = material.queries
-        assert material.model is not None and queries.labels is not None
+        queries, targets = material.queries, material.targets
+        true = queries.labels if targets is None else targets
+        assert material.model is not None and true is not None
+        unit = 1.0 if targets is None else float(targets.double().var(correction=0))
         found = compressed_size(
             material.model,
             queries.inputs,
-            queries.labels,
-            tolerance=tolerance,
+            true,
+            tolerance=tolerance * unit,
             forward=material.forward,
             mask=None if queries.mask is None else queries.counted,
         )
         details = {"bits": found.bits, "kept": found.kept, "bits_per_weight": found.bits_per_weight}
         return Reading(found.share, found.reason, details=details)
 
-    labels: frozenset[Need] = frozenset({"labels"})
+    def used(material: Material) -> Reading:
+        layer = material.layer
+        assert layer is not None and layer.concepts is not None
+        if layer.rest is None:
+            return Reading(math.nan, "needs the rest of the model behind the layer")
+        found = used_given_encoded(
+            layer.activations, layer.concepts, layer.rest, mask=layer.mask, permutations=permutations
+        )
+        names = ("share", "witnessed_share", "isolation", "excess_use", "information")
+        return Reading(found.score, found.reason or None, details={name: getattr(found, name) for name in names})
+
+    labels: frozenset[Need] = frozenset({"labels", "classes"})
     model: frozenset[Need] = frozenset({"model"})
+    classes: frozenset[Need] = frozenset({"model", "classes"})
+    concepts: frozenset[Need] = frozenset({"concepts"})
+    share, up, down = "share", "higher", "lower"
     return [
-        Score("imitation_saving", "share", "higher", saving, seconds=2.5, version=PROTOCOL),
-        Score("error_predictability", "share", "higher", errors, needs=labels, seconds=4.0),
-        Score("error_predictability_shifted", "share", "higher", shifted, needs=labels | {"shifted"}, seconds=2.0),
-        Score("circuit_nodes", "share", "lower", _circuit("nodes"), model, passes=800, version=CIRCUIT_PROTOCOL),
-        Score("circuit_edges", "share", "lower", _circuit("edges"), model, passes=800, version=CIRCUIT_PROTOCOL),
+        Score("imitation_saving", share, up, saving, seconds=2.5, version=PROTOCOL),
+        Score("error_predictability", share, up, errors, needs=labels, seconds=4.0),
+        Score("error_predictability_shifted", share, up, shifted, needs=labels | {"shifted"}, seconds=2.0),
+        Score("circuit_nodes", share, down, _circuit("nodes"), classes, passes=800, version=CIRCUIT_PROTOCOL),
+        Score("circuit_edges", share, down, _circuit("edges"), classes, passes=800, version=CIRCUIT_PROTOCOL),
         Score(
-            "compressed_size", "share", "lower", compressed, model | labels, passes=120, version=COMPRESSION_PROTOCOL
+            "used_given_encoded", share, up, if_learnt(used), concepts,
+            passes=2.0 * (1 + permutations), seconds=0.5, version=USE_PROTOCOL, times=_concepts,
         ),
-    ]
+        Score(
+            "compressed_size", share, down, compressed, model | {"labels"}, passes=120, version=COMPRESSION_PROTOCOL
+        ),
+        Score(
+            "gated_disentanglement", share, up, _disentangled, concepts,
+            seconds=0.5, version=DISENTANGLEMENT_PROTOCOL, times=_concepts,
+        ),
+    ]  # fmt: skip
 
 
-def structure_scores() -> list[Score]:
-    """Gini and wiring of canonical weights, relative modularity, tree path length: exploratory, beside the headlines.
+def _concepts(material: Material) -> float:
+    """How many there are."""
+    assert material.layer is not None and material.layer.concepts is not None
+    return float(material.layer.concepts.shape[-1])
 
-    Example:
-        >>> from legibility.scores import structure_scores
-        >>> [score.name for score in structure_scores()]
-        ['gini', 'relative_modularity', 'wiring_cost', 'tree_path_length']
-    """
 
-    def spread(material: Material) -> Reading:
-        assert material.model is not None
-        found = weight_sparsity(canonicalise(material.model).weights.items())
-        return Reading(found.gini, "every weight is zero" if math.isnan(found.gini) else None)
-
-    def modular(material: Material) -> Reading:
-        assert material.model is not None
-        found = relative_modularity(material.model)
-        return Reading(found.value, found.reason, details={"q": found.q, "null": found.q_null})
-
-    def wired(material: Material) -> Reading:
-        assert material.model is not None
-        found = wiring_cost(material.model)
-        return Reading(found.value, found.reason, details={"cost": found.cost, "null": found.null})
-
-    def path(material: Material) -> Reading:
-        found = tree_path_length(material.queries)
-        return Reading(found.value, found.reason, details={"leaves": float(found.leaves), "twin": found.twin})
-
-    model: frozenset[Need] = frozenset({"model"})
-    return [
-        Score("gini", "ratio", "higher", spread, needs=model, seconds=0.1, weights_only=True),
-        Score("relative_modularity", "ratio", "higher", modular, needs=model, seconds=2.0, weights_only=True),
-        Score("wiring_cost", "ratio", "lower", wired, needs=model, seconds=0.5, weights_only=True),
-        Score("tree_path_length", "questions", "lower", path, seconds=0.2),
-    ]
+def _disentangled(material: Material) -> Reading:
+    layer = material.layer
+    assert layer is not None and layer.concepts is not None
+    found = gated_disentanglement(layer.activations, layer.concepts, mask=layer.mask)
+    names = ("disentanglement", "completeness", "informativeness", "permuted_informativeness", "gate")
+    return Reading(found.score, found.reason or None, details={name: getattr(found, name) for name in names})
 
 
 def families_for(queries: Queries) -> list[Family]:
@@ -166,7 +182,8 @@ def _circuit(granularity: Granularity) -> Callable[[Material], Reading]:
             mask=None if queries.mask is None else queries.counted,
         )
         names = ("size_99", "learned_90", "learned_99", "area", "count_90", "stability", "divergence")
-        return Reading(found.size_90, found.reason, details={name: float(getattr(found, name)) for name in names})
+        details = {name: float(getattr(found, name)) for name in names}
+        return Reading(found.size_90, found.reason, details=details, findings=found)
 
     return size
 

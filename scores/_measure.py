@@ -6,11 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from legibility.scores._material import Control, Material, Need, answers
+from legibility.scores._asking import answers
+from legibility.scores._material import Control, Material, Need
 
 Direction = Literal["lower", "higher"]
 Progress = Callable[[str, float], None]
-_NEEDED = {"model": "the model itself", "labels": "true labels", "shifted": "shifted data with labels"}
+_ROUNDING = 1e-6
+_NEEDED = {
+    "model": "the model itself",
+    "labels": "true labels",
+    "shifted": "shifted data with labels",
+    "layer": "a layer of the model (`Material.ask(..., layer=...)`)",
+    "concepts": "labels of concepts (`Material.ask(..., concepts=...)`)",
+    "classes": "a distribution over classes, which a regression hasn't",
+}
 
 
 @dataclass(frozen=True)
@@ -22,12 +31,14 @@ class Reading:
         reason: why there is none.
         interval: 95 % interval, where the score has one.
         details: other numbers that belong to it, by name.
+        findings: all that was found, where a reader may want more than numbers: a circuit, a profile over depth.
     """
 
     value: float
     reason: str | None = None
     interval: tuple[float, float] | None = None
     details: Mapping[str, float] = field(default_factory=dict)
+    findings: object | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +55,7 @@ class Score:
         seconds: cost that doesn't depend on the model, roughly, per 1000 queries.
         version: of its protocol.
         weights_only: the model's answers don't matter: a control that changes only these has the same value.
+        times: how often `passes` and `seconds` are to be paid, from the material, such as the number of concepts.
     """
 
     name: str
@@ -55,6 +67,7 @@ class Score:
     seconds: float = 0.0
     version: str = "1"
     weights_only: bool = False
+    times: Callable[[Material], float] | None = None
 
     def missing(self, material: Material) -> str | None:
         """Why the score doesn't apply; None if it does."""
@@ -79,6 +92,7 @@ class Measured:
         estimate: seconds that it was expected to take, controls included.
         seconds: that it took.
         version: of the protocol.
+        findings: of the model's own reading.
     """
 
     name: str
@@ -93,14 +107,16 @@ class Measured:
     estimate: float = 0.0
     seconds: float = 0.0
     version: str = "1"
+    findings: object | None = None
 
     @property
     def beaten_by(self) -> tuple[str, ...]:
-        """Controls that do strictly better: with one of them, the value says nothing for the model."""
+        """Controls that do better, by more than rounding: with one of them, the value says nothing for the model."""
         if self.direction is None or math.isnan(self.value):
             return ()
         sign = 1.0 if self.direction == "higher" else -1.0
-        return tuple(name for name, other in self.controls.items() if sign * other > sign * self.value)
+        least = sign * self.value + _ROUNDING * abs(self.value)
+        return tuple(name for name, other in self.controls.items() if sign * other > least)
 
 
 def measure(
@@ -110,6 +126,7 @@ def measure(
     *,
     budget: float = math.inf,
     progress: Progress | None = None,
+    announce: Callable[[Sequence[tuple[Score, float]]], None] | None = None,
 ) -> list[Measured]:
     """Take scores of a model and of its controls.
 
@@ -123,6 +140,8 @@ def measure(
         controls: models beside it, see `default_controls`.
         budget: seconds.
         progress: called with the score's name and the share done, by estimate.
+        announce: called once, before anything is measured, with the scores that apply and their estimates in seconds,
+            cheapest first.
 
     Returns:
         in the order of `scores`.
@@ -142,6 +161,9 @@ def measure(
     whole = sum(plan.values()) or 1.0
     found: dict[int, Measured] = {}
     begun, done = time.perf_counter(), 0.0
+    if announce is not None:
+        applying = [(score, plan[id(score)]) for score in scores if score.missing(material) is None]
+        announce(sorted(applying, key=lambda pair: pair[1]))
     for score in sorted(scores, key=lambda each: plan[id(each)]):
         expected = plan[id(score)]
         empty = Measured(score.name, score.unit, score.direction, estimate=expected, version=score.version)
@@ -167,6 +189,7 @@ def measure(
             reason=own.reason,
             interval=own.interval,
             details=own.details,
+            findings=own.findings,
             controls={name: reading.value for name, reading in beside.items()},
             control_reasons={name: r.reason for name, r in beside.items() if r.reason is not None},
             seconds=time.perf_counter() - started,
@@ -178,7 +201,10 @@ def measure(
 
 def estimate(score: Score, material: Material, pass_seconds: float) -> float:
     """Seconds that one measurement is expected to take, without controls."""
-    return score.passes * pass_seconds + score.seconds * len(material.queries) / 1000
+    once = score.passes * pass_seconds + score.seconds * len(material.queries) / 1000
+    if score.times is None or score.missing(material) is not None:
+        return once
+    return once * score.times(material)
 
 
 def taken(score: Score, material: Material) -> Reading:

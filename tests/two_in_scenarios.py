@@ -19,7 +19,7 @@ from launch import place
 from manual_programs import GANS, ONE_MODEL
 from scenarios import BATCHES, DDP, FSDP2, RATE, STRENGTH, Scenario, batches, idle, model, task
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.functional import cross_entropy
@@ -296,27 +296,44 @@ def tensor_parallel(namespace: str, returned: str) -> dict[str, Any]:
     return result(plugin, module, module.net)
 
 
-def flat(namespace: str, out: str) -> dict[str, Any]:
-    """FSDP1 on two GPUs: writes a full checkpoint; the students of this rank."""
+def flat(namespace: str) -> dict[str, Any]:
+    """FSDP1: the whole weights, the students of this rank.
+
+    Lightning refuses its FSDPStrategy without a GPU, but not somebody's own; PyTorch shards on the CPU if told so, but
+    its full state dict crashes there (torch 2.13).
+    """
     pl: Any = importlib.import_module(namespace)
     strategies: Any = importlib.import_module(f"{namespace}.strategies")
+    gpus = torch.cuda.device_count() > 1
+
+    class OnCPU(strategies.FSDPStrategy):  # type: ignore[misc]
+        def _setup_model(self, model: nn.Module) -> nn.Module:
+            return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+
+    strategy = strategies.FSDPStrategy if gpus else OnCPU
     half = slice(8 * place()[1], 8 * place()[1] + 8)
     plugin = StudentLegibility(
         STRENGTH, students=Scenario.students, model="net", output="0", warmup=0.0, imitate="distribution",
         learning_rate=RATE, summary=False,
     )  # fmt: skip
     trainer = pl.Trainer(
-        accelerator="gpu", devices=2, strategy=strategies.FSDPStrategy(state_dict_type="full"), max_epochs=1,
+        accelerator="gpu" if gpus else "cpu", devices=2, max_epochs=1,
+        strategy=strategy(use_orig_params=True, process_group_backend="nccl" if gpus else "gloo"),
         use_distributed_sampler=False, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[plugin],
     )  # fmt: skip
-    trainer.fit(make(pl, Scenario()), DataLoader(Rows([(x[half], y[half]) for x, y in batches()]), batch_size=None))
-    trainer.save_checkpoint(f"{out}.ckpt")
+    module = make(pl, Scenario())
+    module.on_before_optimizer_step = lambda optimizer: None  # gradients are flat pieces here
+    trainer.fit(module, DataLoader(Rows([(x[half], y[half]) for x, y in batches()]), batch_size=None))
+    with FullyShardedDataParallel.summon_full_params(trainer.strategy.model, writeback=False):
+        weights = [p.detach().cpu().clone() for p in module.net.parameters()]
     assert plugin.built is not None
     cohort = plugin.built.cohort
     return {
+        "weights": weights,
         "students": {n: [p.detach().cpu() for p in net.parameters()] for n, net in cohort.networks.items()},
         "active": cohort.active,
+        "left": [name for name in ("training_step", "manual_backward") if name in vars(module)],
     }
 
 
@@ -347,7 +364,7 @@ def main(namespace: str, out: str, *names: str) -> None:
         elif kind == "tensor parallel":
             found[name] = tensor_parallel(namespace, program)
         elif name == "FSDP1":
-            found[name] = flat(namespace, out)
+            found[name] = flat(namespace)
         elif kind == "report":
             found[name] = reported(namespace, out, program)
         elif program:

@@ -48,6 +48,8 @@ class Cell:
         trained_on: some run of the arm optimised this score.
         control: the score's own control (such as the random-init twin), over seeds.
         control_name: what that is.
+        adjusted: of a headline score in an arm under test: p of what makes its change a gain, after Holm's adjustment
+            over all of these in the section; see `legibility.tradeoff._praise`. None elsewhere.
         missing: why values are missing, for the reader; None if none is.
     """
 
@@ -58,6 +60,7 @@ class Cell:
     trained_on: bool = False
     control: Estimate | None = None
     control_name: str | None = None
+    adjusted: float | None = None
     missing: str | None = None
 
 

@@ -7,8 +7,10 @@ the mean over seeds, the change against the baseline, and what of that change go
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from legibility.tradeoff._arms import Arm, Cell, Comparison, Direction, Kind, Metric, Section, is_matched, natural
+from legibility.tradeoff._praise import with_adjusted
 from legibility.tradeoff._record import ControlOf, RunRecord
 from legibility.tradeoff._statistics import estimate
 
@@ -139,8 +141,8 @@ def _compare_recipe(
         for arm in _order(controls, baseline)
     )
     chosen = _headlines(metrics, cells, headlines)
-    section = Section(recipe, baseline, arms_in_order, metrics, chosen, ())
-    return Section(recipe, baseline, arms_in_order, metrics, chosen, tuple(_warnings(section)))
+    section = with_adjusted(Section(recipe, baseline, arms_in_order, metrics, chosen, ()))
+    return replace(section, warnings=tuple(_warnings(section)))
 
 
 _Runs = dict[str, dict[int, tuple[str, RunRecord]]]
@@ -158,9 +160,19 @@ def _by_arm(pairs: Sequence[tuple[str, RunRecord]]) -> _Runs:
             differ = f" (strengths: {strengths[0]}; {strengths[1]})" if strengths[0] != strengths[1] else ""
             raise ValueError(
                 f"`records`: two different runs of arm {record.arm!r} with seed {record.seed}: {other[0]} and {source}"
-                f"{differ}; leave one out, or give them different arms, such as {record.arm}-0.1 and {record.arm}-0.3"
+                f"{differ}; {_apart(other[0], source)}, or give them different arms, such as {record.arm}-0.1 and"
+                f" {record.arm}-0.3"
             )
     return {arm: dict(sorted(by_seed.items())) for arm, by_seed in runs.items()}
+
+
+def _apart(one: str, other: str) -> str:
+    """How to name only one of two sources: by the folders in which they part, such as two presets of a recipe."""
+    parts = Path(one).parts, Path(other).parts
+    same = next((place for place, (a, b) in enumerate(zip(*parts, strict=False)) if a != b), None)
+    if same is None or same + 1 >= min(map(len, parts)) or "://" in one + other:
+        return "leave one out"
+    return f"compare {Path(*parts[0][: same + 1])} or {Path(*parts[1][: same + 1])}"
 
 
 def _control_of(arm: str, by_seed: Mapping[int, tuple[str, RunRecord]]) -> ControlOf | None:

@@ -8,6 +8,8 @@ from legibility.tradeoff._plain_table import PlainTable
 from legibility.tradeoff._wording import number, title, with_half_width
 from legibility.tradeoff.statistics import Match, compare_at_matched_loss, fronts, rank_correlations
 
+_FEWEST_ARMS = 4
+
 
 def further_tables(comparison: Comparison) -> dict[str | None, list[PlainTable]]:
     """The tables of each section, by its recipe.
@@ -46,17 +48,7 @@ def _tables(section: Section) -> Iterable[PlainTable]:
     elif sentences := matched_sentences(section, matches):
         yield PlainTable("At equal task loss", "Why nothing can be said.", ["reason"], [[text] for text in sentences])
     yield _reached(section)
-    yield PlainTable(
-        "Do the scores agree?",
-        "Spearman's rank correlation of the arms' means; 1: both call the same arms more interpretable. Not a test:"
-        " arms of one method are no independent examples.",
-        ["score", "and score", "rho", "arms"],
-        [
-            [title(found.one), title(found.other), f"{found.rho:+.2f}", str(found.arms)]
-            for found in rank_correlations(section)
-            if found.rho is not None and found.arms >= 4
-        ],
-    )
+    yield _agreement(section)
 
 
 def _row(pair: Mapping[Metric, Match], metrics: Sequence[Metric]) -> list[str]:
@@ -96,4 +88,24 @@ def _reached(section: Section) -> PlainTable:
         " larger reaches further. It favours the method that tried more strengths.",
         ["method", "runs of a seed", *(title(one.metric) for one in found)],
         [[name, trials[name], *(row.get(one.metric, "\u2013") for one in found)] for name, row in volumes.items()],
+    )
+
+
+def _agreement(section: Section) -> PlainTable:
+    """The lower triangle of the matrix of rank correlations."""
+    found = [one for one in rank_correlations(section) if one.rho is not None and one.arms >= _FEWEST_ARMS]
+    names = list(dict.fromkeys(metric for one in found for metric in (one.one, one.other)))
+    shown = {(one.other, one.one): f"{one.rho:+.2f}" for one in found}
+    counts = sorted({one.arms for one in found})
+    over = " to ".join(map(str, counts[:1] + counts[1:][-1:]))
+    return PlainTable(
+        "Do the scores agree?",
+        f"Spearman's rank correlation of the means of {over} arms; +1: both scores call the same arms more interpretable,"
+        " -1: the opposite ones. Not a test: arms of one method are no independent examples.",
+        ["score", *(title(metric) for metric in names[:-1])],
+        [
+            [title(metric), *(shown.get((metric, other), "") for other in names[:-1])]
+            for place, metric in enumerate(names)
+            if place
+        ],
     )

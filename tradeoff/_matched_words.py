@@ -42,7 +42,7 @@ def matched_sentences(section: Section, matches: Sequence[Match], *, brief: bool
         ...                      [score], CostEntry(None, None, None, None, None, {}, 1), {})
         >>> section = compare([run("plain", 2.0, 0.5), run("a-1", 2.02, 0.4), run("a-2", 2.1, 0.3)]).sections[0]
         >>> print(matched_sentences(section, compare_at_matched_loss(section))[0])
-        No comparison at equal task loss: it takes two methods, one of them at two strengths or more (arms named like a-0.1 and a-0.3); there is a.
+        No comparison at equal task loss: it takes two methods, one of them at two strengths or more (arms named like a-0.1 and a-0.3; of a recipe, legibility sweep --strengths runs them); there is a.
     """
     pairs: dict[tuple[str, str], list[Match]] = {}
     for match in matches:
@@ -66,7 +66,8 @@ def _nothing(section: Section) -> Iterable[str]:
     if methods:
         yield (
             "No comparison at equal task loss: it takes two methods, one of them at two strengths or more (arms named"
-            f" like {next(iter(methods))}-0.1 and {next(iter(methods))}-0.3); there is {', '.join(methods)}."
+            f" like {next(iter(methods))}-0.1 and {next(iter(methods))}-0.3; of a recipe, legibility sweep --strengths"
+            f" runs them); there is {', '.join(methods)}."
         )
 
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 SCHEMA = "legibility.run-record/1"
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class ScoreEntry:
         family: held-out student family the value belongs to; None for the aggregate (mean over families).
         version: version of the score's protocol; different versions are never compared.
         reason: why `value` is None.
+        controls: the same score of every control that it has a value for, by name; `control` is the first of them.
+        control_reasons: why the others have none, by name.
+        details: other numbers that belong to the score, by name.
+        interval: 95 % interval of the value, low and high, where the score has one.
 
     Example:
         >>> ScoreEntry("held_out_kl", 0.41, "nats", "lower", control=None, control_name=None, trained_on=False).value
@@ -42,6 +47,22 @@ class ScoreEntry:
     family: str | None = None
     version: str = "1"
     reason: str | None = None
+    controls: Mapping[str, float] = field(default_factory=dict)
+    control_reasons: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, float] = field(default_factory=dict)
+    interval: list[float] | None = None
+
+    @property
+    def beaten_by(self) -> tuple[str, ...]:
+        """Controls that do better, by more than rounding: with one of them, the value says nothing for the model."""
+        if self.direction is None or self.value is None:
+            return ()
+        # Some scores stand beside a reference, such as the same students on the true labels: no control, nothing to beat.
+        first = {"random-init": self.control} if self.control_name == "random-init" and self.control is not None else {}
+        controls = {**first, **self.controls}
+        sign = 1.0 if self.direction == "higher" else -1.0
+        least = sign * self.value + _ROUNDING * abs(self.value)
+        return tuple(name for name, other in controls.items() if sign * other > least)
 
 
 @dataclass(frozen=True)
@@ -77,6 +98,7 @@ class CostEntry:
         peak_memory_bytes: peak memory of the process or device.
         terms: seconds per step of each callback's own work, by name.
         parameters: parameters of the primary.
+        report_share: `report_seconds / fit_seconds`; None without a fit.
     """
 
     fit_seconds: float | None
@@ -86,6 +108,7 @@ class CostEntry:
     peak_memory_bytes: int | None
     terms: Mapping[str, float | None]
     parameters: int
+    report_share: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from legibility.tradeoff.page._in_short import findings
 from legibility.tradeoff.statistics import compare_at_matched_loss
 
 _STYLES: dict[Outcome, str] = {"gain": "bold green", "worse": "red", "no difference": "dim", "one seed": "italic"}
-_MARKS: dict[Outcome, str] = {"unmatched": "‡", "no gain over control": "="}
+_MARKS: dict[Outcome, str] = {"unsure": "?", "unmatched": "‡", "no gain over control": "="}
 _ASCII = str.maketrans({"±": "~", "–": "-", "↓": "v", "↑": "^", "†": "+", "‡": "#", "○": "o", "·": "-"})
 _ARM, _NUMBER = 18, 13
 _SENTENCES = 20
@@ -128,9 +128,11 @@ def _cell(section: Section, arm: Arm, metric: Metric, console: Console) -> Text:
     if cell.value is None:
         return _text(console, "–" + mark, "dim")
     few = f" ({cell.value.seeds})" if cell.value.seeds < len(arm.records) else ""
-    below = _text(console, value(cell, metric) + few, "dim")
+    # The column's head says "seconds" already.
+    shown = value(cell, metric).removesuffix(" s") + few
+    below = _text(console, shown, "dim")
     if arm.name == section.baseline:
-        return _text(console, value(cell, metric) + few + mark, "")
+        return _text(console, shown + mark, "")
     outcome = judge(section, arm, metric)
     plain = arm.control_of is not None or metric.kind != "score"
     top = _text(console, change(cell.change, metric), "" if plain else _STYLES.get(outcome, ""))
@@ -155,7 +157,7 @@ def _legend(section: Section) -> str:
     if told > 10:
         lines.append(
             f"Each interval stands for itself: of {told} differences that are none in truth, {round(told / 20)} or so"
-            " would show one. Only methods at equal task loss are adjusted for their number."
+            " would show one. Only gains, and methods at equal task loss, are adjusted for their number (Holm)."
         )
     if any(arm.control_of is not None for arm in section.arms):
         lines.append(
@@ -163,8 +165,10 @@ def _legend(section: Section) -> str:
             + "; ".join(f"{arm.name} ({role(arm)})" for arm in section.arms if arm.control_of is not None)
             + ". Beyond control: the arm's change minus its control's, the gain that counts."
         )
+    if "unsure" in outcomes:
+        lines.append("? better by its own interval, but not once all comparisons of the table are counted.")
     if "unmatched" in outcomes:
-        lines.append("‡ better, but at a worse task loss that no control matches.")
+        lines.append("‡ better, but at a task loss that no control matches and that isn't lower beyond seed noise.")
     if "no gain over control" in outcomes:
         lines.append("= better than the baseline, but not than its control.")
     if any(arm.cells[metric].trained_on for arm, metric in cells):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from legibility.tradeoff._arms import Arm, Comparison, Metric, Section, is_matched
+from legibility.tradeoff._praise import matched_controls
 from legibility.tradeoff._statistics import Estimate
 from legibility.tradeoff._wording import (
     change_in_words,
@@ -18,6 +19,7 @@ from legibility.tradeoff._wording import (
 
 Outcome = Literal[
     "gain",
+    "unsure",
     "no gain over control",
     "unmatched",
     "trained on",
@@ -29,6 +31,7 @@ Outcome = Literal[
 ]
 
 
+ALPHA = 0.05
 _NO_INTERVAL = "1 seed: no interval"
 
 
@@ -39,9 +42,11 @@ class Verdict:
     Args:
         recipe: the section it belongs to.
         arm: whom it is about.
-        outcome: `"gain"`: better beyond seed noise, and better than its matched control or at no worse task loss;
-            `"no gain over control"`: better than the baseline, but its control does as well; `"unmatched"`: better, at a
-            worse task loss that no control matches; `"trained on"`: better at what it was trained on; `"worse"`;
+        outcome: `"gain"`: better than the baseline, and than its matched control or at a better task loss, with p below
+            .05 after Holm's adjustment over all arms and headline scores; `"unsure"`: the same by intervals that stand
+            each for itself, but not after the adjustment; `"no gain over control"`: better than the baseline, but its
+            control does as well; `"unmatched"`: better, at a task loss that no control matches and that isn't lower
+            beyond seed noise; `"trained on"`: better at what it was trained on; `"worse"`;
             `"no difference"`: the interval holds zero; `"changed"`: a score without direction; `"one seed"`: no
             interval; `"missing"`.
         scores: names of the scores it is about.
@@ -125,15 +130,12 @@ def judge(section: Section, arm: Arm, metric: Metric) -> Outcome:
         return "worse"
     if cell.trained_on:
         return "trained on"
-    gains = [
-        gain
-        for control in section.controls_of(arm.name)
-        if is_matched(section, arm, control) and (gain := (cell.gains or {}).get(control.name)) is not None
-    ]
-    if gains:
-        return "gain" if all(gain.sign == better for gain in gains) else "no gain over control"
-    loss_sign = None if loss.change is None else loss.change.sign
-    return "gain" if loss_sign is not None and loss_sign <= 0 else "unmatched"
+    if controls := matched_controls(section, arm, metric):
+        if any((cell.gains or {})[control.name].sign != better for control in controls):
+            return "no gain over control"
+    elif loss.change is None or loss.change.high is None or loss.change.high > 0:
+        return "unmatched"
+    return "gain" if cell.adjusted is not None and cell.adjusted < ALPHA else "unsure"
 
 
 def _difference(section: Section, arm: Arm, metrics: Sequence[Metric], outcome: Outcome) -> str:
@@ -157,6 +159,8 @@ def _difference(section: Section, arm: Arm, metrics: Sequence[Metric], outcome: 
         text += _control_clause(section, arm, control, metrics[0])
     if outcome == "trained on":
         text += ". It was trained on this, so that is no evidence"
+    elif outcome == "unsure":
+        text += ". Among so many comparisons that may be chance"
     elif outcome == "unmatched":
         text += ". No control matches its task loss" if section.controls_of(arm.name) else ", which no control matches"
     return text + "."

@@ -74,7 +74,7 @@ class LegibilityCallback(Callback):
         """Refuses what can't be right, before the strategy touches the model.
 
         Raises:
-            NotImplementedError: Under DeepSpeed, XLA, several ranks of an unknown strategy, or FSDP1 without a GPU.
+            NotImplementedError: Under DeepSpeed, XLA, or several ranks of an unknown strategy.
         """
         if stage == "fit":
             check_strategy(trainer)

@@ -59,10 +59,11 @@ class Participant(Protocol):
     def around_backward(self, loss: Tensor, batch: Any) -> AbstractContextManager[Penalty | None]:
         """Entered before, left after each ``manual_backward(loss)`` within the step. None adds nothing."""
 
-    def after_step(self, batch: Any) -> Penalty | None:
+    def after_step(self, batch: Any, loss: Tensor | None) -> Penalty | None:
         """Called right after the step, with the graph still alive. None adds nothing.
 
-        In manual optimization nothing can be added any more: what is returned is not used.
+        In manual optimization nothing can be added any more: what is returned is not used, and ``loss`` is None, as it
+        is where the user skips the step.
         """
 
     def abandon_step(self) -> None:
@@ -117,6 +118,11 @@ def add_penalty(loss: Tensor, penalty: Penalty) -> Tensor:
     value = torch.where(finite, penalty.value, zero)
     added: Tensor = _AddByGradients.apply(loss, value, gradients, *tensors)  # type: ignore[no-untyped-call]
     return added
+
+
+def _loss_of(result: Any) -> Tensor | None:
+    found = result.get("loss") if isinstance(result, Mapping) else result
+    return found if isinstance(found, Tensor) else None
 
 
 def _with_penalty(result: Any, penalty: Penalty) -> Any:
@@ -197,8 +203,9 @@ class Injector:
             raise
         finally:
             self._watching, self._batch = [], None
+        loss = None if manual else _loss_of(result)
         for participant in participants:
-            penalty = participant.after_step(batch)
+            penalty = participant.after_step(batch, loss)
             if penalty is not None and not manual:
                 result = _with_penalty(result, penalty)
         return result

@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,11 +13,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from legibility.lightning_plugins.foundation._arguments import argument_names, by_name, pick_input, pick_mask
+from legibility.lightning_plugins.foundation._choose_output import choose_output
 from legibility.lightning_plugins.foundation._compiled import forget_compiled
+from legibility.lightning_plugins.foundation._direct_calls import DirectCalls
 from legibility.lightning_plugins.foundation._hooks import Hooks
 from legibility.lightning_plugins.foundation._recording import Recording, has_predictions, pick_leaf, prediction_shape
 from legibility.lightning_plugins.foundation._trees import (
     Leaf,
+    batch_first,
     is_floating,
     leaves_in,
     padded,
@@ -74,6 +78,7 @@ class _Call(NamedTuple):
     tapped: dict[str, Leaf]
     copies: list[tuple[Tensor, int, Tensor]]  # tensors of the result, their versions, and copies in the graph
     enabled: bool  # whether gradients were
+    direct: bool = False  # of `forward` itself, as far as anybody knows yet
 
 
 class Recorder:
@@ -105,14 +110,16 @@ class Recorder:
     ) -> None:
         self._modules = modules_by_name(root)
         self._hooks = Hooks(root)
-        self._output = output
+        self._direct = DirectCalls(root, self._record_direct)
+        #: Path of what is imitated; found at the first call, if several tensors are returned and one tells itself.
+        self.output = output
         self._with_gradients = with_gradients
         self._open = False
         self._calls: list[_Call] = []
         self._tapped: dict[str, Leaf] = {}
         self._arguments: list[str] = []
         self._copying, self._traced = with_gradients, False
-        self._steps, self._recorded = 0, False
+        self._steps, self._recorded, self._compared = 0, False, False
         names = list(self._modules)
         # "" is the root itself, as it is found by modules that are called as a whole.
         self.model = match_names(model, names, "model")[0] if model else model
@@ -133,14 +140,23 @@ class Recorder:
     def install(self) -> None:
         """Adds the hooks. Nothing is recorded until :meth:`open`."""
         forget_compiled()
+        scripted = [n for n in [self.model, *self._inner] if n and isinstance(self._modules[n], torch.jit.ScriptModule)]
+        if scripted:
+            raise ValueError(
+                f"`model`/`taps`/`reads`: {', '.join(scripted)} is compiled by TorchScript, which runs no hooks of ours. "
+                "Name a module of Python around it, or call it from one."
+            )
         for name in [self.model] if self.model is not None else _candidates(self._modules):
             self._hooks.add(name, self._modules[name], self._record)
+        if not self.model:
+            self._direct.install()
         for name in self._inner:
             self._hooks.add(f"tap {name}", self._modules[name], self._tap)
 
     def remove(self) -> None:
         """Takes every hook away and forgets what was recorded."""
         self._hooks.remove()
+        self._direct.remove()
         self.discard()
         if 0 < self._steps < _PATIENCE:
             self._say_if_silent()
@@ -156,8 +172,11 @@ class Recorder:
         self._calls = []
         self._tapped = {}
 
-    def close(self) -> list[Recording]:
+    def close(self, batch: Any = None) -> list[Recording]:
         """Stops recording and returns the primary's calls of this step, in order.
+
+        Args:
+            batch: The batch they belong to, whose labels may tell which of several outputs is meant.
 
         Raises:
             ValueError: The model was not found, a tap never fired, or the output cannot be used.
@@ -170,12 +189,14 @@ class Recorder:
             self.model = self._find(calls)
             if not self._traced:  # a graph would be compiled anew without the hooks that it holds
                 self._hooks.keep([self.model, *(f"tap {name}" for name in self._inner)])
+        if calls and not any(call.direct for call in calls) and "torch._dynamo" not in sys.modules:
+            self._direct.remove()  # what was compiled meanwhile would be compiled anew
         calls = [call for call in calls if call.name == self.model]
         self._recorded = self._recorded or bool(calls)
         if self._steps == _PATIENCE:
             self._say_if_silent()
         fresh = [_without_stale(call, before) for call, before in zip(calls, [None, *calls], strict=False)]
-        recordings = [self._recording(call) for call in fresh]
+        recordings = [self._recording(call, batch) for call in fresh]
         if calls and self._copying:
             # Copies cost time and memory: they are made in the first step, and later if that showed the need.
             self._copying = any(tensor._version != version for call in calls for tensor, version, _ in call.copies)
@@ -185,19 +206,18 @@ class Recorder:
         # Sizes are asked for again: lazy parameters have some only after the first call.
         holders = set(_candidates(self._modules))
         calls = [call for call in calls if call.name in holders]
-        predicting = [call for call in calls if self._output is not None or has_predictions(call.result)]
+        predicting = [call for call in calls if self.output is not None or has_predictions(call.result)]
         if not calls:
             raise ValueError(
                 "`model`: no single module that holds most of the trainable parameters was called in the step, so the "
-                "primary can't be found. Name it with `model=`, call the module as `self(x)` instead of "
-                "`self.forward(x)`, or give `use_reentrant=False` if it is checkpointed; modules of this "
-                "LightningModule: "
-                f"{', '.join([n for n in self._modules if n][:12]) or 'none'}."
+                "primary can't be found. Name it with `model=`, call the module as `self.net(x)` instead of "
+                "`self.net.forward(x)`, or give `use_reentrant=False` if it is checkpointed; the parts of this "
+                f"LightningModule: {_parts(self._modules)}."
             )
         # A module that contains another one has the shorter name: the outermost call is what the user calls.
         return min((call.name for call in predicting or calls), key=len)
 
-    def _recording(self, call: _Call) -> Recording:
+    def _recording(self, call: _Call, batch: Any) -> Recording:
         missing = [name for name in self._inner if name not in call.tapped]
         if missing:
             raise ValueError(
@@ -207,9 +227,19 @@ class Recorder:
             )
         self._arguments = self._arguments or argument_names(_unwrapped(self.primary))
         arguments = by_name(self._arguments, call.args, call.kwargs)
-        leaf = pick_leaf(call.result, self._output)
-        read = pick_input(arguments, rows_of(leaf)) if self.reads is None else call.tapped[self.reads]
+        named = None if self.reads is None else call.tapped[self.reads]
+        if self.output is None:
+            self.output = choose_output(call.result, batch, arguments, named)
+        leaf = pick_leaf(call.result, self.output)
+        read = pick_input(arguments, rows_of(leaf)) if named is None else named
+        trivial, self._compared = not self._compared and named is not None and _same(read, leaf), True
+        if trivial:
+            raise ValueError(
+                f"`reads`: {self.reads!r} returns the very numbers that the students shall imitate, so there is nothing "
+                "to learn. Name a module that runs before it."
+            )
         inputs, counts = padded(read)
+        inputs = batch_first(inputs, rows_of(leaf))
         source = leaf.data if isinstance(leaf, PackedSequence) else leaf
         changed = [copy for tensor, version, copy in call.copies if tensor is leaf and tensor._version != version]
         output, returned = padded(leaf, positions=inputs.shape[1] if inputs.ndim > 1 else 0)
@@ -220,8 +250,8 @@ class Recorder:
             raise ValueError(
                 f"`reads`: students would read {tuple(inputs.shape)} and imitate {tuple(output.shape)}, and these do "
                 "not have one row for each example alike (graphs, or time before batch). Name a module whose output "
-                "has a row for each prediction with `reads=`, or the part to imitate with `model=`; modules: "
-                f"{', '.join([n for n in self._modules if n][-12:])}."
+                "has a row for each prediction with `reads=`, or with `model=` the part that makes predictions out of such "
+                f"rows; modules: {', '.join([n for n in self._modules if n][-12:])}."
             )
         return Recording(
             args=call.args,
@@ -253,6 +283,16 @@ class Recorder:
         return torch.is_grad_enabled() and not recomputing()
 
     def _record(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if not torch.compiler.is_compiling() and name == "" and self._calls and self._calls[-1].direct:
+            self._calls.pop()  # its `forward` was run by a call, which is recorded here
+        self._note(name, args, kwargs, result)
+
+    def _record_direct(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        self._note("", args, kwargs, result, direct=True)
+
+    def _note(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, *, direct: bool = False
+    ) -> None:
         if self._with_gradients and recomputing():
             if name == self.model and not self._recorded:
                 raise ValueError(
@@ -261,7 +301,7 @@ class Recorder:
                     "that part with `model=`."
                 )
             return
-        if not self._open:
+        if not self._open or (not torch.compiler.is_compiling() and _within_transform()):
             return
         copies = []
         if torch.compiler.is_compiling():
@@ -269,12 +309,18 @@ class Recorder:
         elif self._copying:
             copies = [(t, t._version, t.clone()) for _, t in tensors_in(result) if t.requires_grad]
         enabled = torch.is_grad_enabled()
-        self._calls.append(_Call(name, args, kwargs, result, dict(self._tapped), copies, enabled))
+        self._calls.append(_Call(name, args, kwargs, result, dict(self._tapped), copies, enabled, direct))
 
     def _tap(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if self._recordable():
             name = name.removeprefix("tap ")
             self._tapped[name] = _kept(result if isinstance(result, Tensor) else _first_floating(name, result))
+
+
+def _within_transform() -> bool:
+    """Inside `torch.func.vmap` and the like, whose tensors must not leave it."""
+    peek = getattr(torch._C._functorch, "peek_interpreter_stack", None)
+    return peek is not None and peek() is not None
 
 
 def recomputing() -> bool:
@@ -298,6 +344,19 @@ def _first_floating(name: str, result: Any) -> Leaf:
         if is_floating(leaf):
             return leaf
     raise ValueError(f"`taps`: {name} returned no floating-point tensor ({type(result).__name__}).")
+
+
+def _parts(modules: dict[str, nn.Module]) -> str:
+    """The outermost modules with their share of the parameters, for messages."""
+    sizes = {name: sum(p.numel() for p in m.parameters() if not nn.parameter.is_lazy(p)) for name, m in modules.items()}
+    outer = [name for name in modules if name and "." not in name][:12]
+    return ", ".join(f"{name} ({sizes[name] / max(sizes[''], 1):.0%} of the parameters)" for name in outer) or "none"
+
+
+def _same(read: Leaf, leaf: Leaf) -> bool:
+    return (
+        isinstance(read, Tensor) and isinstance(leaf, Tensor) and read.shape == leaf.shape and torch.equal(read, leaf)
+    )
 
 
 def _without_stale(call: _Call, before: _Call | None) -> _Call:
@@ -328,9 +387,20 @@ def _candidates(modules: dict[str, nn.Module]) -> list[str]:
     """
     parameters = list(modules[""].parameters())
     if any(nn.parameter.is_lazy(parameter) for parameter in parameters):
-        return list(modules)
+        return [name for name, module in modules.items() if not isinstance(module, torch.jit.ScriptModule)]
     trainable = {id(p): p.numel() for p in parameters if p.requires_grad}
+    held = _held_by_optimizers(modules[""])
+    # A target network may require gradients that nobody uses.
+    trainable = {key: size for key, size in trainable.items() if key in held} or trainable
     half = sum(trainable.values()) / 2
     return [
-        name for name, module in modules.items() if sum(trainable.get(id(p), 0) for p in module.parameters()) > half > 0
+        name
+        for name, module in modules.items()
+        if sum(trainable.get(id(p), 0) for p in module.parameters()) > half > 0
+        and not isinstance(module, torch.jit.ScriptModule)
     ]
+
+
+def _held_by_optimizers(root: nn.Module) -> set[int]:
+    optimizers = getattr(getattr(root, "_trainer", None), "optimizers", None) or ()
+    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}

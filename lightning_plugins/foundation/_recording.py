@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from legibility.lightning_plugins.foundation._softmax import softmaxed
 from legibility.lightning_plugins.foundation._trees import Leaf, at_path, is_floating, leaves_in, padded, tensors_in
 
+# Names of what a model says, the surest first.
+_OUTPUTS = (("logits", "prediction"), ("predictions", "preds", "y_hat", "y_pred", "output"), ("loc",))
 _LABEL = re.compile(r"label|target|class|(^|\.)y$")
 
 
@@ -29,6 +32,7 @@ class Recording:
         source: The tensor that the model returned. The loss's graph leads to it; not always to ``output``, which is
             derived from it where it was a packed sequence, or was changed in place after the call.
         arguments: ``args`` and ``kwargs`` by the names in the primary's ``forward``.
+        logits: Whether the task's loss takes a softmax of the output; None where nobody knows.
     """
 
     args: tuple[Any, ...]
@@ -39,10 +43,16 @@ class Recording:
     taps: dict[str, Tensor] = field(default_factory=dict)
     source: Tensor | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    logits: bool | None = None
 
     def __post_init__(self) -> None:
         if self.source is None:
             self.source = self.output
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The output's, as it is imitated."""
+        return prediction_shape(self.output, self.inputs)
 
 
 def pick_leaf(result: Any, output: str | None) -> Leaf:
@@ -51,8 +61,7 @@ def pick_leaf(result: Any, output: str | None) -> Leaf:
     Args:
         result: What the model returned.
         output: Dotted path into it (``"logits"``, ``"0"``, ``"distribution.loc"``), or None: the result itself if it
-            is a tensor, else the entry named ``logits`` or ``prediction``, else the only floating-point tensor that
-            is no scalar.
+            is a tensor, else the entry whose name says so, else the only floating-point tensor that is no scalar.
 
     Raises:
         ValueError: Nothing or more than one thing fits; the message lists the paths to choose from.
@@ -69,9 +78,7 @@ def pick_leaf(result: Any, output: str | None) -> Leaf:
     elif isinstance(result, (Tensor, PackedSequence)):
         chosen = result
     else:
-        floating = {path: leaf for path, leaf in found.items() if is_floating(leaf) and not _is_scalar(leaf)}
-        named = {path: leaf for path, leaf in floating.items() if path.split(".")[-1] in ("logits", "prediction")}
-        floating = named if len(named) == 1 else floating
+        floating = candidate_outputs(result)
         if len(floating) != 1:
             what = "no floating-point tensor" if not floating else f"several tensors: {_listed(floating)}"
             raise ValueError(
@@ -91,6 +98,21 @@ def pick_leaf(result: Any, output: str | None) -> Leaf:
             "Name another tensor with `output=`, or the module that predicts with `model=`."
         )
     return chosen
+
+
+def candidate_outputs(result: Any) -> dict[str, Leaf]:
+    """Path -> floating-point leaf that is no scalar; only the one whose name says that it is the output, if one does.
+
+    Example:
+        >>> list(candidate_outputs({"hidden": torch.zeros(2, 3), "logits": torch.zeros(2, 5)}))
+        ['logits']
+    """
+    floating = {path: leaf for path, leaf in leaves_in(result) if is_floating(leaf) and not _is_scalar(leaf)}
+    for names in _OUTPUTS:
+        named = {path: leaf for path, leaf in floating.items() if path.split(".")[-1] in names}
+        if len(named) == 1:
+            return named
+    return floating
 
 
 def pick_output(result: Any, output: str | None) -> Tensor:
@@ -124,6 +146,39 @@ def find_labels(
         if one_longer and _same(tensor[:, :-1], inputs) and _in_range(tensor, classes):
             return tensor[:, 1:]
     return None
+
+
+def class_labels(batch: Any, recording: Recording) -> Tensor | None:
+    """The labels of :func:`find_labels`, if the output is one number for each class and they belong to it.
+
+    What the loss does with the output decides. Where that is not known, labels that use less than an eighth of the
+    classes belong to something else (ten digits beside 784 generated pixels), as do those beside a reconstruction.
+    """
+    classes = recording.shape[-1]
+    if recording.logits is False or not has_classes(recording):
+        return None
+    labels = find_labels(
+        batch, recording.inputs, recording.output.detach().reshape(recording.shape), recording.arguments
+    )
+    if labels is None or recording.logits:
+        return labels
+    reconstructs = recording.inputs.is_floating_point() and recording.output.shape == recording.inputs.shape
+    return None if reconstructs or 8 * (int(labels.max()) + 1) <= classes else labels
+
+
+def has_classes(recording: Recording) -> bool:
+    """Whether the last dimension of the output is still that of what is imitated: there are several entries, not flattened."""
+    return recording.shape[-1] > 1 and recording.output.shape[-1] == recording.shape[-1]
+
+
+def look_at_loss(recordings: Sequence[Recording], loss: Tensor | None) -> None:
+    """Notes whether the loss takes the recorded outputs for logits, or they are logarithms of probabilities already."""
+    for recording in recordings:
+        if loss is not None and recording.source is not None:
+            recording.logits = softmaxed(recording.source, loss)
+            if recording.logits is False and has_classes(recording):
+                sums = recording.output.detach().float().logsumexp(-1)
+                recording.logits = bool(sums.abs().max() < 1e-3) if sums.numel() else None
 
 
 def _is_scalar(leaf: Leaf) -> bool:

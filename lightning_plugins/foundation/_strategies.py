@@ -15,7 +15,7 @@ def check_strategy(trainer: "Trainer") -> None:
     Strategies are told by the names of their classes and bases: somebody's subclass of DDP is DDP.
 
     Raises:
-        NotImplementedError: Under DeepSpeed, XLA, several ranks of an unknown strategy, or FSDP without a GPU.
+        NotImplementedError: Under DeepSpeed, XLA, or several ranks of an unknown strategy.
     """
     strategy = trainer.strategy
     name, bases = type(strategy).__name__, {base.__name__ for base in type(strategy).__mro__}
@@ -34,9 +34,4 @@ def check_strategy(trainer: "Trainer") -> None:
             f"`strategy`: {name} is not known, so neither is whether it averages gradients over its "
             f"{trainer.world_size} ranks, which the students' share of the loss depends on. {_INSTEAD} A strategy of "
             "your own that averages them like DDP may derive from DDPStrategy."
-        )
-    if "FSDPStrategy" in bases and strategy.root_device.type == "cpu":
-        raise NotImplementedError(
-            f"`strategy`: {name} (FSDP1) needs a GPU; PyTorch refuses to shard on the CPU with it. On the CPU use DDP, "
-            "or ModelParallelStrategy (FSDP2)."
         )

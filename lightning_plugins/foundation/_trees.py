@@ -12,7 +12,10 @@ Leaf = Tensor | PackedSequence
 
 
 def leaves_in(tree: Any, path: str = "") -> Iterator[tuple[str, Leaf]]:
-    """Yields (dotted path, leaf) for every tensor and packed sequence in nested tuples, lists, mappings, dataclasses."""
+    """Yields (dotted path, leaf) for every tensor and packed sequence in nested tuples, lists, mappings, dataclasses.
+
+    Of a ``torch.distributions.Distribution``, its parameters.
+    """
     if isinstance(tree, (Tensor, PackedSequence)):
         yield path, tree
     elif isinstance(tree, Mapping):
@@ -22,6 +25,10 @@ def leaves_in(tree: Any, path: str = "") -> Iterator[tuple[str, Leaf]]:
         names = getattr(tree, "_fields", range(len(tree)))
         for key, value in zip(names, tree, strict=True):
             yield from leaves_in(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, torch.distributions.Distribution):
+        for key, value in vars(tree).items():
+            if not key.startswith("_"):
+                yield from leaves_in(value, f"{path}.{key}" if path else key)
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         for item in dataclasses.fields(tree):
             yield from leaves_in(getattr(tree, item.name, None), f"{path}.{item.name}" if path else item.name)
@@ -84,6 +91,12 @@ def padded(leaf: Leaf, positions: int = 0) -> tuple[Tensor, Tensor | None]:
     longest = len(leaf.batch_sizes)
     tensor, lengths = pad_packed_sequence(leaf, batch_first=True, total_length=max(longest, positions))
     return tensor, (torch.arange(tensor.shape[1]) < lengths.unsqueeze(1)).to(tensor.device)
+
+
+def batch_first(inputs: Tensor, rows: int) -> Tensor:
+    """A sequence that has time first, with the batch first, where the number of predictions says so."""
+    sequential = inputs.ndim == (3 if inputs.is_floating_point() else 2)
+    return inputs.transpose(0, 1) if sequential and inputs.shape[0] != rows == inputs.shape[1] else inputs
 
 
 def packed_like(values: Tensor, leaf: PackedSequence) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from legibility.lightning_plugins.foundation._compiled import uncompiled
-from legibility.lightning_plugins.foundation._recording import Recording, find_labels, prediction_shape
+from legibility.lightning_plugins.foundation._recording import Recording, class_labels, has_classes, prediction_shape
 from legibility.lightning_plugins.foundation._untouched import untouched
 from legibility.students import (
     Cohort,
@@ -102,12 +102,13 @@ def plan_cohort(
         widths = size_students(
             chosen, signature, recording.inputs, budget_flops=budget * cost, budget_parameters=max(1.0, budget * size)
         )
-    distribution = _is_distribution(imitate, signature, recording, batch, output)
-    trial = Cohort(chosen, signature, widths=widths, device=recording.output.device, distributed=False)
+    distribution = _is_distribution(imitate, signature, recording, batch)
+    kind: Literal["distribution", "values"] = "distribution" if distribution else "values"
+    trial = Cohort(chosen, signature, widths=widths, device=recording.output.device, kind=kind, distributed=False)
     costs = {name: flops(network, recording.inputs) for name, network in trial.networks.items()}
     if students is not None:
         check_smaller(trial.networks, recording.inputs, primary_flops=cost, primary_parameters=size)
-    return Plan(signature, "distribution" if distribution else "values", widths, cost, costs)
+    return Plan(signature, kind, widths, cost, costs)
 
 
 def plan_together(
@@ -184,14 +185,20 @@ def _vocabulary(primary: nn.Module, inputs: Tensor) -> int | None:
     return max(sizes) if sizes else int(inputs.max()) + 1
 
 
-def _is_distribution(imitate: str, signature: Signature, recording: Recording, batch: Any, output: Tensor) -> bool:
+def _is_distribution(imitate: str, signature: Signature, recording: Recording, batch: Any) -> bool:
+    if imitate == "distribution" and signature.outputs < 2:
+        raise ValueError(
+            '`imitate` = \'distribution\' needs at least 2 outputs, got 1. Give "values", or leave it at "auto".'
+        )
     if imitate != "auto":
         return imitate == "distribution"
-    if signature.outputs < 2:
+    if not has_classes(recording):
         return False
+    if recording.logits is not None:
+        return recording.logits
     if signature.reads == "tokens" and signature.per_position:
         return True
-    return find_labels(batch, recording.inputs, output, recording.arguments) is not None
+    return class_labels(batch, recording) is not None
 
 
 def _primary_flops(primary: nn.Module, recording: Recording) -> int:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from legibility.lightning_plugins.foundation._callback import (
@@ -22,7 +23,7 @@ from legibility.lightning_plugins.foundation._callback import (
 from legibility.lightning_plugins.foundation._injector import Penalty, injector_of, total_penalty
 from legibility.lightning_plugins.foundation._manual_optimization import ManualOptimization, manual_optimization
 from legibility.lightning_plugins.foundation._recorder import Recorder
-from legibility.lightning_plugins.foundation._recording import Recording
+from legibility.lightning_plugins.foundation._recording import Recording, look_at_loss
 from legibility.lightning_plugins.foundation._warm_up import WarmUp
 from legibility.lightning_plugins.imitation._begin import begin
 from legibility.lightning_plugins.imitation._build_cohort import BuiltCohort
@@ -60,9 +61,9 @@ class StudentLegibility(LegibilityCallback):
             the entry ``logits``, or the only floating-point tensor.
         reads: Name of a module whose output the students read instead of the model's input.
         imitate: "distribution" (the output's softmax), "values" (regression: error in units of the output's variance;
-            ``direction`` then has no meaning), or "auto": a distribution if the batch holds class labels for the
-            output, or if there is one output for each token. Labels count even if the task does not use them: say
-            "values" where it does not (self-supervised projections).
+            ``direction`` then has no meaning), or "auto": a distribution if the loss takes a softmax over the output's
+            last dimension. Where that can't be seen (a loss within a compiled graph, or several losses by hand): if
+            there is one output for each token, or the batch holds class labels for the output.
         direction: "symmetric", "forward" (KL(p || q), softens less) or "reverse" (KL(q || p)).
         warmup: Share of the steps in [0, 1).
         budget: Forward FLOPs of all students together, as a share of the primary's, for those without a width.
@@ -208,8 +209,20 @@ class StudentLegibility(LegibilityCallback):
         """Says so if the term never found a loss; students that were dropped on one rank are known on all."""
         if self.built is not None:
             failures_of_all(self.built)
+            if self._idle(trainer):
+                rank_zero_warn(
+                    f"StudentLegibility: in {self._steps} batches no student came to know more of the model than a "
+                    "constant does, so the term was zero throughout and the model was trained as without it. Train "
+                    "longer, or raise `learning_rate`, which is the students'."
+                )
         if self._manual is not None and self._recorder is not None:
             self._manual.end_fit(self._recorder.model or "")
+
+    def _idle(self, trainer: "Trainer") -> bool:
+        """Whether a term that was asked for never counted; of students on other ranks, those know."""
+        assert self.built is not None
+        asked = self.strength > 0 and self._steps > 0 and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        return asked and self.built.ranks == 1 and not any(self.built.cohort.active.values())
 
     def _uninstall(self) -> None:
         module = self._module() if self._module is not None else None
@@ -260,28 +273,29 @@ class StudentLegibility(LegibilityCallback):
         """Manual optimization: what was called since the last backward pass gets its penalty, and the students learn."""
         assert self._recorder is not None and self._manual is not None
         with self._timed():
-            penalties = self._meet(self._recorder.close(), batch)
+            penalties = self._meet(self._recorder.close(batch), batch, loss)
             self._recorder.open()
             due = self._manual.due(loss, penalties)
         yield due
         self._manual.settle()
 
-    def after_step(self, batch: Any) -> Penalty | None:
+    def after_step(self, batch: Any, loss: Tensor | None) -> Penalty | None:
         """The user's step is over: the students predict, the primary gets its penalty, the students learn."""
         assert self._recorder is not None
         with self._timed():
-            penalties = self._meet(self._recorder.close(), batch)
+            penalties = self._meet(self._recorder.close(batch), batch, loss)
             self._learned = True
             if self._manual is not None:
                 self._manual.forget()
             return total_penalty(penalties) if penalties else None
 
-    def _meet(self, recordings: list[Recording], batch: Any) -> list[Penalty]:
+    def _meet(self, recordings: list[Recording], batch: Any, loss: Tensor | None) -> list[Penalty]:
         """The students meet recorded calls: one penalty for each that gets any."""
         assert self._trainer is not None
         recordings = with_examples(recordings)
         with no_autocast(self._trainer.strategy.root_device):
             if self.built is None:
+                look_at_loss(recordings, loss)
                 self._build(recordings, batch)
             if self.built is None or not recordings:
                 return []

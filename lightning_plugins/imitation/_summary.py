@@ -27,7 +27,8 @@ def print_summary(built: BuiltCohort, recorder: Recorder, *, term: str) -> None:
     read = f"{signature.reads} {tuple(signature.input_shape)}"
     head.add_row("students read", read + (f", vocabulary {signature.vocabulary}" if signature.vocabulary else ""))
     each = "each position" if signature.per_position else "each example"
-    head.add_row("and imitate", f"{kind}, {signature.outputs} outputs for {each}")
+    what = f"{recorder.output!r}, a " if recorder.output is not None else ""
+    head.add_row("and imitate", f"{what}{kind}, {signature.outputs} outputs for {each}")
     for name, tap in signature.taps.items():
         head.add_row("and the tap", f"{name}, {tap.units} units (measured, not penalised)")
     head.add_row("term", term)

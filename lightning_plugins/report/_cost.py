@@ -3,9 +3,13 @@
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from torch import nn
+
+from legibility.tradeoff import CostEntry
 
 _PACKAGES = ("legibility", "torch", "pytorch-lightning", "lightning", "torchmetrics")
 
@@ -45,6 +49,39 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     # Kilobytes on Linux, bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def cost_entry(
+    clock: Clock,
+    model: nn.Module,
+    device: torch.device,
+    terms: Mapping[str, float | None],
+    *,
+    fit_seconds: float | None,
+    steps: int | None,
+    report_seconds: float,
+) -> CostEntry:
+    """The run record's costs.
+
+    Args:
+        clock: Of the fit.
+        model: What was trained: its parameters are counted.
+        device: Where it was.
+        terms: Seconds per step of each callback.
+        fit_seconds: Of the fit; None if there was none, or it belongs to another record.
+        steps: Optimizer steps of it.
+        report_seconds: What measuring took.
+    """
+    return CostEntry(
+        fit_seconds=fit_seconds,
+        steps=steps,
+        step_seconds=clock.seconds_per_step if steps is not None else None,
+        report_seconds=report_seconds,
+        report_share=report_seconds / fit_seconds if fit_seconds else None,
+        peak_memory_bytes=peak_memory(device),
+        terms=dict(terms) if steps is not None else {},
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,23 +48,45 @@ class Families:
         """Fits every family from scratch."""
         return held_out_imitation(queries, students, twin=twin, passes=self.passes, seed=self.seed, progress=progress)
 
+    def fit_once(self, queries: Queries, students: list[Student], progress: Progress) -> dict[str, FamilyImitation]:
+        """The same for answers that come again: an untrained model of one architecture answers alike in every arm."""
+        key = self._key(students, queries, queries.logits, queries.mask, *queries.taps.values())
+
+        def fitted() -> dict[str, FamilyImitation]:
+            found = self.fit(queries, students, progress)
+            empty = torch.zeros(0)
+            return {n: replace(f, predicted_taps={}, by_position=empty, decided=empty) for n, f in found.items()}
+
+        return _remembered(_UNTRAINED, key, fitted)
+
     def twin(self, queries: Queries, students: list[Student], progress: Progress) -> dict[str, float] | None:
         """What the same students save on the true labels; None without labels."""
         if queries.labels is None:
             return None
+        key = self._key(students, queries, queries.labels, queries.mask)
+        settings: dict[str, Any] = {"passes": self.passes, "seed": self.seed, "progress": progress}
+        return _remembered(_TWINS, key, lambda: held_out_twin(queries, students, **settings))
+
+    def _key(self, students: list[Student], queries: Queries, *tensors: Tensor | None) -> str:
         digest = hashlib.sha256(repr((students, self.passes, self.seed, queries.logits.shape)).encode())
-        for tensor in (queries.inputs, queries.labels):
-            digest.update(tensor.contiguous().numpy().tobytes())
-        key = digest.hexdigest()
-        if key not in _TWINS:
-            while len(_TWINS) >= 8:
-                _TWINS.pop(next(iter(_TWINS)))
-            _TWINS[key] = held_out_twin(queries, students, passes=self.passes, seed=self.seed, progress=progress)
-        return _TWINS[key]
+        for tensor in (queries.inputs, *tensors):
+            digest.update(b"none" if tensor is None else tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
-# Twins depend on inputs, labels and settings, not on the model: one serves all arms that a process measures.
+# Twins depend on inputs, labels and settings, not on the model: one serves all arms that a process measures. What an
+# untrained model is worth depends on its architecture and the inputs.
 _TWINS: dict[str, dict[str, float]] = {}
+_UNTRAINED: dict[str, dict[str, FamilyImitation]] = {}
+_Found = TypeVar("_Found")
+
+
+def _remembered(known: dict[str, _Found], key: str, find: Callable[[], _Found]) -> _Found:
+    if key not in known:
+        while len(known) >= 8:
+            known.pop(next(iter(known)))
+        known[key] = find()
+    return known[key]
 
 
 class _Value(NamedTuple):
@@ -74,7 +96,20 @@ class _Value(NamedTuple):
     reason: str | None
 
 
-def imitation_entries(
+class Imitation(NamedTuple):
+    """What the held-out students made of the model: entries of the record, and each family."""
+
+    entries: list[ScoreEntry]
+    families: dict[str, FamilyImitation]
+
+
+class _Control(NamedTuple):
+    value: float
+    name: str
+    reason: str | None
+
+
+def imitation_scores(
     subject: Subject,
     families: Families,
     queries: Queries,
@@ -82,7 +117,7 @@ def imitation_entries(
     temperature: float,
     beside: Mapping[str, FamilyImitation] | None,
     progress: Progress,
-) -> list[ScoreEntry]:
+) -> Imitation:
     """The scores of held-out students: the mean over families first (``family=None``), then each family's.
 
     Args:
@@ -95,12 +130,12 @@ def imitation_entries(
         progress: Called with what is going on and the share done.
 
     Returns:
-        The entries.
+        The entries, and what each family made of it.
     """
     students = families.chosen(queries, subject.trained_with)
     if not students:
         reason = "every family that reads such inputs took part in training"
-        return [missing_entry("held_out_kl", "nats", "lower", reason)]
+        return Imitation([missing_entry("held_out_kl", "nats", "lower", reason)], {})
     twin = families.twin(queries, students, lambda name, share: progress(f"{name} on the true labels", share))
     fitted = families.fit(queries, students, progress, twin)
     entries = []
@@ -108,11 +143,11 @@ def imitation_entries(
         values = _values(family) | _patch_through(subject, queries, used, temperature, family)
         other = _values(beside[name]) if beside is not None and name in beside else {}
         for score, value in values.items():
-            control = (other[score].value, "random-init") if score in other else (math.nan, None)
+            control = _Control(other[score].value, "random-init", other[score].reason) if score in other else None
             if score == "adjusted_saving" and twin is not None:
-                control = (twin[name], "saving on the true labels")
+                control = _Control(twin[name], "saving on the true labels", None)
             entries.append(_entry(score, value, control, type(student) in subject.trained_with, name))
-    return [*_means(entries), *entries]
+    return Imitation([*_means(entries), *entries], fitted)
 
 
 def missing_entry(name: str, unit: str, direction: Literal["lower", "higher"] | None, reason: str) -> ScoreEntry:
@@ -174,10 +209,8 @@ def _run_patched(
     return torch.cat(rows)
 
 
-def _entry(
-    name: str, value: _Value, control: tuple[float, str | None], trained_on: bool, family: str | None
-) -> ScoreEntry:
-    beside = control[0] if math.isfinite(control[0]) else None
+def _entry(name: str, value: _Value, control: _Control | None, trained_on: bool, family: str | None) -> ScoreEntry:
+    beside = None if control is None or not math.isfinite(control.value) else control.value
     finite = math.isfinite(value.value)
     return ScoreEntry(
         name=name,
@@ -185,10 +218,11 @@ def _entry(
         unit=value.unit,
         direction=value.direction,
         control=beside,
-        control_name=control[1] if beside is not None else None,
+        control_name=None if control is None or beside is None else control.name,
         trained_on=trained_on,
         family=family,
         reason=None if finite else value.reason or "not finite",
+        control_reasons={} if control is None or beside is not None else {control.name: control.reason or "not finite"},
     )
 
 

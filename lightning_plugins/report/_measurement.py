@@ -1,6 +1,7 @@
 """From a finished model and its queries to everything that a run record says about it."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -10,8 +11,18 @@ from legibility.lightning_plugins.foundation._compiled import uncompiled
 from legibility.lightning_plugins.foundation._trees import whole
 from legibility.lightning_plugins.foundation._untouched import untouched
 from legibility.lightning_plugins.report._controls import RandomInitControl, TemperatureControl
-from legibility.lightning_plugins.report._imitation_scores import Families, Progress, imitation_entries, missing_entry
+from legibility.lightning_plugins.report._imitation_scores import (
+    Families,
+    Imitation,
+    Progress,
+    imitation_scores,
+    missing_entry,
+)
 from legibility.lightning_plugins.report._queries import Subject, ask
+from legibility.lightning_plugins.report.choice._further import Choice, further, look_at
+from legibility.lightning_plugins.report.choice._subject_material import unhitched
+from legibility.lightning_plugins.report.picture._collect import collect
+from legibility.lightning_plugins.report.picture._options import ModelPage
 from legibility.lightning_plugins.sparsity._weights import penalisable_weights
 from legibility.losses import entropy
 from legibility.scores import (
@@ -27,9 +38,29 @@ from legibility.scores import (
     weight_sparsity,
 )
 from legibility.tradeoff import ScoreEntry, TaskEntry
+from legibility.tradeoff.model_page import ModelPicture
 
 _GUARDED_ROWS = 4096  # of a tap; enough for its spectrum, and an eigenvalue problem of thousands of units is not
 _GUARDED_UNITS = 2048
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What is measured beside the held-out students.
+
+    Attributes:
+        patterns: Shell patterns over the scores' names.
+        left: Says how many seconds are left.
+        why_none: What is said of each score if none are.
+        tell: Called with the estimates, before measuring.
+        page: How the page of the model is made; None: there is none.
+    """
+
+    patterns: Sequence[str]
+    left: Callable[[], float]
+    why_none: str
+    tell: Callable[[str], None]
+    page: ModelPage | None
 
 
 @dataclass
@@ -42,6 +73,7 @@ class Measurement:
         guards: Quantities that betray a degenerate solution.
         notes: Remarks for the reader.
         temperature: What the logits were divided by, if they were.
+        picture: What the page of the model is drawn from, if there is to be one.
     """
 
     task: TaskEntry
@@ -49,6 +81,7 @@ class Measurement:
     guards: dict[str, float | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     temperature: float | None = None
+    picture: ModelPicture | None = None
 
 
 def measure_subject(
@@ -57,6 +90,7 @@ def measure_subject(
     *,
     control: TemperatureControl | RandomInitControl | None,
     random_init_control: bool,
+    extent: Extent,
     progress: Progress,
 ) -> Measurement:
     """Measures a finished model; it is left as it was.
@@ -66,6 +100,7 @@ def measure_subject(
         families: The held-out students and how they are fitted.
         control: Measure this control of the model instead of the model itself.
         random_init_control: Measure the held-out families on the untrained model too, as a control beside each score.
+        extent: What is measured beside them, and how long that may take.
         progress: Called with what is going on and the share of it that is done.
 
     Returns:
@@ -76,7 +111,7 @@ def measure_subject(
     """
     if isinstance(control, RandomInitControl):
         with untrained(subject.primary, control.seed) as uncovered:
-            found = _measure(subject, families, None, None, progress)
+            found = _measure(subject, families, None, None, extent, progress)
         if uncovered:
             found.notes.append(f"random-init: {uncovered} parameter tensors have no reset_parameters; drawn normal.")
         return found
@@ -86,8 +121,8 @@ def measure_subject(
             queries, _ = ask(subject)
             students = families.chosen(queries, subject.trained_with) if classifies(queries) else []
             if students:
-                beside = families.fit(queries, students, lambda n, share: progress(f"{n} on random init", share))
-    return _measure(subject, families, control, beside, progress)
+                beside = families.fit_once(queries, students, lambda n, share: progress(f"{n} on random init", share))
+    return _measure(subject, families, control, beside, extent, progress)
 
 
 def classifies(queries: Queries) -> bool:
@@ -131,6 +166,7 @@ def _measure(
     families: Families,
     control: TemperatureControl | None,
     beside: Mapping[str, FamilyImitation] | None,
+    extent: Extent,
     progress: Progress,
 ) -> Measurement:
     with untouched(subject.primary):
@@ -153,13 +189,33 @@ def _measure(
             notes=notes,
             temperature=temperature if control is not None else None,
         )
+        begun = time.perf_counter()
         if classifies(queries):
-            found.scores += imitation_entries(subject, families, queries, used, temperature, beside, progress)
+            imitated = imitation_scores(subject, families, queries, used, temperature, beside, progress)
         else:
             reason = "the output is no distribution over classes: the batch holds no class labels for it"
-            found.scores.append(missing_entry("held_out_kl", "nats", "lower", reason))
-        found.scores += _sparsity_entries(subject)
-    return found
+            imitated = Imitation([missing_entry("held_out_kl", "nats", "lower", reason)], {})
+        # The model and the labels, with fewer passes than the headline's four.
+        per_fit = 1000 * (time.perf_counter() - begun) / len(queries) / 2 * 4 / families.passes
+        found.scores += imitated.entries + _sparsity_entries(subject)
+        chosen = None if isinstance(families.students, str) else families.students
+        with unhitched(subject.primary):
+            seen = look_at(subject, queries, used, temperature)
+            choice = Choice(extent.patterns, extent.left(), extent.why_none, extent.tell, chosen, per_fit)
+            others = further(seen, subject, choice, classifies=classifies(queries), progress=progress)
+            found.scores += others.entries
+            if extent.page is not None:
+                found.picture = collect(
+                    extent.page,
+                    subject,
+                    seen,
+                    queries,
+                    imitated.families,
+                    others.findings,
+                    found.scores,
+                    classifies(queries),
+                )
+        return found
 
 
 def _guards(taps: Mapping[str, Tensor]) -> dict[str, float | None]:

@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from legibility.lightning_plugins.foundation._compiled import uncompiled
 from legibility.lightning_plugins.foundation._recorder import Recorder
-from legibility.lightning_plugins.foundation._recording import Recording, find_labels, prediction_shape
-from legibility.lightning_plugins.foundation._trees import is_floating, leaves_in, packed_like
+from legibility.lightning_plugins.foundation._recording import Recording, class_labels, prediction_shape
+from legibility.lightning_plugins.foundation._trees import at_path, is_floating, leaves_in, packed_like
 from legibility.scores import Queries
 from legibility.students import Student
 
@@ -27,12 +27,14 @@ class Call:
         kwargs: Keyword arguments.
         labels: Class labels of its predictions, if the batch held any.
         examples: Batch size.
+        concepts: Labels of concepts, a row for each example, if they were asked for.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     labels: Tensor | None
     examples: int
+    concepts: Tensor | None = None
 
 
 @dataclass
@@ -42,11 +44,13 @@ class KeptCalls:
     Attributes:
         limit: Number of examples at which it is full.
         split: "validation" or "training".
+        concepts: Dotted path of the labels of concepts within a batch, if there are any.
         calls: What was kept.
     """
 
     limit: int
     split: str
+    concepts: str | None = None
     calls: list[Call] = field(default_factory=list)
 
     @property
@@ -64,11 +68,15 @@ class KeptCalls:
         for recording in recordings:
             if self.full:
                 return
-            shape = prediction_shape(recording.output, recording.inputs)
-            output = recording.output.detach().reshape(shape)
-            labels = find_labels(batch, recording.inputs, output, recording.arguments)
+            labels = class_labels(batch, recording)
             args, kwargs = apply_to_collection((recording.args, recording.kwargs), Tensor, _copy)
-            self.calls.append(Call(args, kwargs, None if labels is None else _copy(labels), shape[0]))
+            examples = recording.shape[0]
+            concepts = self._concepts(batch, examples)
+            self.calls.append(Call(args, kwargs, None if labels is None else _copy(labels), examples, concepts))
+
+    def _concepts(self, batch: Any, examples: int) -> Tensor | None:
+        found = None if self.concepts is None else at_path(batch, self.concepts)
+        return _copy(found) if isinstance(found, Tensor) and found.ndim > 0 and len(found) == examples else None
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,9 @@ class Subject:
         device: Where the module is.
         trained_with: Architectures that took part in its training.
         sparsified: Whether a sparsity term took part.
+        wired: Whether a wiring term took part.
+        output: Dotted path of the logits in the model's result, if it was named.
+        sharded: Whether the weights are spread over ranks.
     """
 
     primary: nn.Module
@@ -92,6 +103,9 @@ class Subject:
     device: torch.device
     trained_with: frozenset[type[Student]]
     sparsified: bool
+    wired: bool = False
+    output: str | None = None
+    sharded: bool = False
 
     def answers(self, calls: list[Call]) -> Iterator[tuple[Call, Recording]]:
         """Puts calls to the model, which is in evaluation mode, and yields what it did."""

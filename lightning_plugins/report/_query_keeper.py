@@ -9,6 +9,7 @@ from torch import Tensor
 
 from legibility.lightning_plugins.foundation._injector import Penalty, injector_of
 from legibility.lightning_plugins.foundation._recorder import Recorder
+from legibility.lightning_plugins.foundation._recording import look_at_loss
 from legibility.lightning_plugins.report._queries import KeptCalls
 
 if TYPE_CHECKING:
@@ -26,15 +27,23 @@ class QueryKeeper:
     Args:
         limit: Number of examples to keep of each.
         recorder: ``recorder(pl_module, with_gradients=...)`` makes a recorder of the primary.
-        found: Called with the primary's name once it is known.
+        found: Called with the primary's name, and the output's, once they are known.
+        concepts: Dotted path of the labels of concepts within a batch, if there are any.
     """
 
-    def __init__(self, limit: int, recorder: MakeRecorder, found: Callable[[str], None]) -> None:
-        self._limit, self._recorder, self._found = limit, recorder, found
-        self._kept = {split: KeptCalls(limit, split) for split in ("validation", "training")}
+    def __init__(
+        self,
+        limit: int,
+        recorder: MakeRecorder,
+        found: Callable[[str, str | None], None],
+        concepts: str | None = None,
+    ) -> None:
+        self._limit, self._recorder, self._found, self._concepts = limit, recorder, found, concepts
+        self._kept = {split: KeptCalls(limit, split, concepts) for split in ("validation", "training")}
         self._training: Recorder | None = None
         self._validation: Recorder | None = None
         self._module: weakref.ref[LightningModule] | None = None
+        self._logits: bool | None = None  # what the training loss takes the output for
 
     @property
     def kept(self) -> KeptCalls:
@@ -44,8 +53,8 @@ class QueryKeeper:
     def start(self, pl_module: "LightningModule") -> None:
         """Forgets what it has and watches the training steps to come."""
         self.stop()
-        self._kept = {split: KeptCalls(self._limit, split) for split in self._kept}
-        self._module = weakref.ref(pl_module)
+        self._kept = {split: KeptCalls(self._limit, split, self._concepts) for split in self._kept}
+        self._module, self._logits = weakref.ref(pl_module), None
         self._training = self._recorder(pl_module, with_gradients=True)
         self._training.install()
         injector_of(pl_module).attach(self)
@@ -69,7 +78,7 @@ class QueryKeeper:
         """
         if self._kept["validation"].full:
             return
-        self._kept["validation"] = KeptCalls(self._limit, "validation")
+        self._kept["validation"] = KeptCalls(self._limit, "validation", self._concepts)
         if self._validation is None:
             self._validation = self._recorder(pl_module, with_gradients=False)
             self._validation.install()
@@ -116,18 +125,23 @@ class QueryKeeper:
         """Nothing: it only watches."""
         return nullcontext()
 
-    def after_step(self, batch: Any) -> Penalty | None:
+    def after_step(self, batch: Any, loss: Tensor | None) -> Penalty | None:
         """Keeps the step's inputs; adds nothing to the loss."""
         if self._training is not None:
-            self._keep("training", self._training, batch)
+            self._keep("training", self._training, batch, loss)
             if self._kept["training"].full:
                 self._stop_training()
         return None
 
-    def _keep(self, split: str, recorder: Recorder, batch: Any) -> None:
-        recordings = recorder.close()
+    def _keep(self, split: str, recorder: Recorder, batch: Any, loss: Tensor | None = None) -> None:
+        recordings = recorder.close(batch)
+        if self._logits is None:
+            look_at_loss(recordings, loss)
+            self._logits = next((r.logits for r in recordings if r.logits is not None), None)
+        for recording in recordings:
+            recording.logits = self._logits
         if recorder.model is not None:
-            self._found(recorder.model)
+            self._found(recorder.model, recorder.output)
         self._kept[split].keep(recordings, batch)
 
     def _stop_training(self) -> None:

@@ -1,30 +1,32 @@
 """Measures a finished model and writes down what was run, what came out and what it cost."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from rich.progress import Progress as ProgressBar
 
 from legibility.lightning_plugins.foundation._callback import LegibilityCallback
 from legibility.lightning_plugins.foundation._recorder import Recorder
 from legibility.lightning_plugins.foundation._untouched import on_device
 from legibility.lightning_plugins.imitation._student_legibility import StudentLegibility
 from legibility.lightning_plugins.report._controls import RandomInitControl, TemperatureControl
-from legibility.lightning_plugins.report._cost import Clock, peak_memory
+from legibility.lightning_plugins.report._cost import Clock, cost_entry
+from legibility.lightning_plugins.report._finished import finished_model
 from legibility.lightning_plugins.report._imitation_scores import Families
-from legibility.lightning_plugins.report._measurement import Measurement, logged_loss, measure_subject
-from legibility.lightning_plugins.report._queries import Subject
+from legibility.lightning_plugins.report._measurement import Extent, Measurement, logged_loss, measure_subject
+from legibility.lightning_plugins.report._page_files import write_page
 from legibility.lightning_plugins.report._query_keeper import QueryKeeper
-from legibility.lightning_plugins.report._run_record import plugins_of, run_record, terms_of
-from legibility.lightning_plugins.report._shards import common_calls, in_step
+from legibility.lightning_plugins.report._run_record import plain_hparams, plugins_of, record_path, run_record, terms_of
+from legibility.lightning_plugins.report._shards import in_step
+from legibility.lightning_plugins.report._telling import cost_in_words, say, telling
 from legibility.lightning_plugins.report._wandb import announce_run, publish_record
-from legibility.lightning_plugins.sparsity._weight_step import WeightStep
+from legibility.lightning_plugins.report.choice._budget import Budget, Spent
+from legibility.lightning_plugins.report.picture._options import ModelPage
 from legibility.students import Student
-from legibility.tradeoff import CostEntry, RunRecord, TaskEntry, save_record
+from legibility.tradeoff import RunRecord, TaskEntry, save_record
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule, LightningModule, Trainer
@@ -41,7 +43,14 @@ class InterpretabilityReport(LegibilityCallback):
       the true labels (:func:`legibility.scores.held_out_imitation`);
     - patch-through KL and unexplained variance of each tap;
     - sparsity of the weights;
-    - guards: entropy, effective rank, RMS and live units of each tap.
+    - guards: entropy, effective rank, RMS and live units of each tap;
+    - whatever else of :mod:`legibility.scores` applies to this model, each beside an untrained, a constant, a permuted and a
+      flattened one: imitation by trees, neighbours and kernels, error predictability, circuits, compressed size, weight
+      structure, dimension, lenses, feed-forward values, and with ``concepts`` what units say of them.
+
+    The held-out students come first and are never cut short. The rest is announced with estimates and measured cheapest
+    first, within a budget: by default the report takes at most 15 % of the fit's time. What did not fit in says so; ask
+    for it with ``budget_seconds=inf``.
 
     Under DDP rank 0 measures and the others wait. Under FSDP2 and tensor parallelism all ranks measure in step, each
     with its shards, and rank 0 writes; :meth:`measure` must be called on all ranks then.
@@ -64,8 +73,15 @@ class InterpretabilityReport(LegibilityCallback):
         queries: Number of examples kept.
         passes: Passes of each family over what it has seen.
         random_init_control: Measure the held-out families on the untrained model too. It doubles their time.
+        scores: Shell patterns over the names of the scores beside the held-out students, such as ``"circuit_*"``.
+        concepts: Dotted path of concept labels within a batch, such as ``"2"`` or ``"concepts"``: integers, a row for each
+            example (of sequences also for each position), a column for each concept.
+        budget: Time for the whole report as a share of the fit's; 0 leaves it at the held-out students.
+        budget_seconds: The same in seconds, also where no fit was run (:meth:`measure`); ``inf``: no limit.
         task_loss: Name of a logged metric to report as the task loss, where the cross-entropy of the queries is not it.
-        progress: Print what is being measured.
+        page: Write ``model.html`` beside the record, many small pictures of the model on one page that needs no network,
+            and ``picture.json.gz``, what it is drawn from; a :class:`ModelPage` says how tokens and examples are shown.
+        progress: Print what is being measured, what it is estimated to take and what it took.
 
     Raises:
         ValueError: Before training, for names that match nothing and numbers out of range.
@@ -89,7 +105,12 @@ class InterpretabilityReport(LegibilityCallback):
         queries: int = 1024,
         passes: int = 4,
         random_init_control: bool = True,
+        scores: str | Sequence[str] = "*",
+        concepts: str | None = None,
+        budget: float = 0.15,
+        budget_seconds: float | None = None,
         task_loss: str | None = None,
+        page: bool | ModelPage = True,
         progress: bool = True,
     ) -> None:
         super().__init__()
@@ -108,13 +129,20 @@ class InterpretabilityReport(LegibilityCallback):
         self.families = Families(held_out, passes)
         self.queries = queries
         self.random_init_control = random_init_control
+        self.scores = [scores] if isinstance(scores, str) else list(scores)
+        self.concepts = concepts
+        self.budget = Budget(budget, budget_seconds)
         self.task_loss = task_loss
+        self.page = (ModelPage() if page else None) if isinstance(page, bool) else page
         self.progress = progress
         #: The last record written, and where.
         self.record: RunRecord | None = None
         self.path: Path | None = None
+        #: The model's page, if one was written.
+        self.page_path: Path | None = None
         self._found: str | None = model
-        self._keeper = QueryKeeper(queries, self._recorder, self._name_model)
+        self._found_output: str | None = output
+        self._keeper = QueryKeeper(queries, self._recorder, self._name_model, concepts)
         self._clock = Clock()
 
     @property
@@ -134,8 +162,8 @@ class InterpretabilityReport(LegibilityCallback):
     def _uninstall(self) -> None:
         self._keeper.stop()
 
-    def _name_model(self, name: str) -> None:
-        self._found = name
+    def _name_model(self, name: str, output: str | None) -> None:
+        self._found, self._found_output = name, output
 
     def _adopt(self, trainer: "Trainer") -> None:
         """What the user named for StudentLegibility need not be named again."""
@@ -151,7 +179,7 @@ class InterpretabilityReport(LegibilityCallback):
             pl_module,
             model=self._found,
             taps=self.taps if taps else (),
-            output=self.output,
+            output=self.output if self.output is not None else self._found_output,
             reads=self.reads,
             with_gradients=with_gradients,
         )
@@ -209,7 +237,7 @@ class InterpretabilityReport(LegibilityCallback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # a rehearsal: nothing was trained that could be measured
         fit_seconds = self._clock.since_start()
-        target = self._target(trainer)
+        target = record_path(trainer, self.folder)
         try:
             if trainer.is_global_zero or in_step(trainer):
                 self._write(trainer, pl_module, None, target, fit_seconds, steps=trainer.global_step, fatal=False)
@@ -241,9 +269,9 @@ class InterpretabilityReport(LegibilityCallback):
         announce_run(trainer, self.arm, self.seed, self.recipe)
         if datamodule is not None:
             self._adopt(trainer)
-            self._keeper = QueryKeeper(self.queries, self._recorder, self._name_model)
+            self._keeper = QueryKeeper(self.queries, self._recorder, self._name_model, self.concepts)
             trainer.validate(pl_module, datamodule=datamodule, verbose=False)
-        self._write(trainer, pl_module, control, self._target(trainer), None, steps=None, fatal=True)
+        self._write(trainer, pl_module, control, record_path(trainer, self.folder), None, steps=None, fatal=True)
         assert self.record is not None
         return self.record
 
@@ -260,23 +288,44 @@ class InterpretabilityReport(LegibilityCallback):
     ) -> None:
         start = time.perf_counter()
         try:
-            found = self._measured(trainer, pl_module, control)
+            found = self._measured(trainer, pl_module, control, fit_seconds, start)
         except Exception as error:
             if fatal:
                 raise
             rank_zero_warn(f"InterpretabilityReport could not measure this model: {error}")
             source = "none: measuring failed"
             found = Measurement(TaskEntry("none", None, None, None, None, source), notes=[f"measuring failed: {error}"])
-        cost = CostEntry(
+        write = partial(self._record_of, trainer, pl_module, found, control, fit_seconds, steps)
+        self.record, self.page_path = write(time.perf_counter() - start), None
+        if not trainer.is_global_zero:
+            return
+        if found.picture is not None:
+            self.page_path = write_page(self.record, found.picture, target)
+            self.record = write(time.perf_counter() - start)  # the page is a part of what the report costs
+        self.path = save_record(self.record, target)
+        say(self.progress, cost_in_words(self.record.cost, self.page_path))
+        publish_record(trainer, self.path, self.page_path)
+
+    def _record_of(
+        self,
+        trainer: "Trainer",
+        pl_module: "LightningModule",
+        found: Measurement,
+        control: TemperatureControl | RandomInitControl | None,
+        fit_seconds: float | None,
+        steps: int | None,
+        seconds: float,
+    ) -> RunRecord:
+        cost = cost_entry(
+            self._clock,
+            pl_module,
+            trainer.strategy.root_device,
+            terms_of(plugins_of(trainer)),
             fit_seconds=fit_seconds,
             steps=steps,
-            step_seconds=self._clock.seconds_per_step if steps is not None else None,
-            report_seconds=time.perf_counter() - start,
-            peak_memory_bytes=peak_memory(trainer.strategy.root_device),
-            terms=terms_of(plugins_of(trainer)) if steps is not None else {},
-            parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
+            report_seconds=seconds,
         )
-        self.record = run_record(
+        return run_record(
             found,
             cost,
             arm=self.arm,
@@ -284,67 +333,31 @@ class InterpretabilityReport(LegibilityCallback):
             recipe=self.recipe,
             plugins=plugins_of(trainer),
             control=control,
-            settings={
-                "queries": self.queries,
-                "passes": self.families.passes,
-                "hparams": {k: v for k, v in dict(pl_module.hparams).items() if isinstance(v, (bool, int, float, str))},
-            },
+            settings={"queries": self.queries, "passes": self.families.passes, "hparams": plain_hparams(pl_module)},
         )
-        if not trainer.is_global_zero:
-            return
-        self.path = save_record(self.record, target)
-        publish_record(trainer, self.path)
 
     def _measured(
         self,
         trainer: "Trainer",
         pl_module: "LightningModule",
         control: TemperatureControl | RandomInitControl | None,
+        fit_seconds: float | None,
+        start: float,
     ) -> Measurement:
-        kept = common_calls(trainer, self._keeper.kept)
-        device = trainer.strategy.root_device
-        trained = [c for c in plugins_of(trainer) if isinstance(c, StudentLegibility) and c.strength > 0 and c.built]
-        cohorts = [c.built.cohort for c in trained if c.built is not None]
-        with on_device(pl_module, device), self._progress(trainer) as progress:
-            recorder = self._recorder(pl_module)
-            if recorder.model is None:
-                raise ValueError("the model was never called, so it is not known: name it with `model=`")
-            subject = Subject(
-                primary=recorder.primary,
-                recorder=lambda: self._recorder(pl_module, taps=True),
-                calls=kept.calls,
-                split=kept.split,
-                device=device,
-                trained_with=frozenset(type(s) for cohort in cohorts for s in cohort.students.values()),
-                sparsified=any(isinstance(c, WeightStep) and c.active for c in plugins_of(trainer)),
-            )
+        on = self.progress and trainer.is_global_zero
+        with on_device(pl_module, trainer.strategy.root_device), telling(on) as (progress, aloud):
+            recorder = partial(self._recorder, pl_module, taps=True)
+            subject = finished_model(trainer, self._keeper.kept, recorder)
+            spent = Spent(self.budget, fit_seconds, start)
+            extent = Extent(self.scores, spent.left, spent.why_none, lambda text: aloud(spent.told(text)), self.page)
             found = measure_subject(
                 subject,
                 self.families,
                 control=control,
                 random_init_control=self.random_init_control,
+                extent=extent,
                 progress=progress,
             )
         if self.task_loss is not None:
             found.task = logged_loss(trainer.callback_metrics, self.task_loss, found.task)
         return found
-
-    def _target(self, trainer: "Trainer") -> Path:
-        if self.folder is not None:
-            return Path(self.folder) / "record.json"
-        # Every rank comes here: asking for `log_dir` is a broadcast. The folder's name is no module's name: a folder
-        # `legibility` beside a script would hide the installed package.
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "legibility-report"
-        number = 1
-        while (path := folder / ("record.json" if number == 1 else f"record-{number}.json")).exists():
-            number += 1
-        return path
-
-    @contextmanager
-    def _progress(self, trainer: "Trainer") -> Iterator[Any]:
-        if not (self.progress and trainer.is_global_zero):
-            yield lambda name, share: None
-            return
-        with ProgressBar(transient=True) as bar:
-            task = bar.add_task("measuring", total=1.0)
-            yield lambda name, share: bar.update(task, description=f"measuring: {name}", completed=share)

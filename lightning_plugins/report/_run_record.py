@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from legibility.lightning_plugins.foundation._callback import LegibilityCallback
@@ -12,7 +13,7 @@ from legibility.lightning_plugins.report._measurement import Measurement
 from legibility.tradeoff import ControlOf, CostEntry, RunRecord
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Trainer
+    from pytorch_lightning import LightningModule, Trainer
 
 
 def plugins_of(trainer: "Trainer") -> list[LegibilityCallback]:
@@ -42,6 +43,11 @@ def terms_of(plugins: Sequence[LegibilityCallback]) -> dict[str, float | None]:
 def seed_of(seed: int | None) -> int:
     """The training seed: as named, else that of Lightning's ``seed_everything``, else 0."""
     return seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def plain_hparams(pl_module: "LightningModule") -> dict[str, Any]:
+    """The module's hyperparameters that JSON can hold."""
+    return {k: v for k, v in dict(pl_module.hparams).items() if isinstance(v, (bool, int, float, str))}
 
 
 def run_record(
@@ -92,3 +98,18 @@ def run_record(
         guards=found.guards,
         notes=[*found.notes, *dropped],
     )
+
+
+def record_path(trainer: "Trainer", folder: str | None) -> Path:
+    """Where a record goes: into the folder, else into ``legibility-report`` in the trainer's, under a new number.
+
+    Every rank must come here: asking for the trainer's ``log_dir`` is a broadcast.
+    """
+    if folder is not None:
+        return Path(folder) / "record.json"
+    # The folder's name is no module's name: a folder `legibility` beside a script would hide the installed package.
+    found = Path(trainer.log_dir or trainer.default_root_dir) / "legibility-report"
+    number = 1
+    while (path := found / ("record.json" if number == 1 else f"record-{number}.json")).exists():
+        number += 1
+    return path

@@ -31,7 +31,7 @@ def announce_run(trainer: "Trainer", arm: str, seed: int | None, recipe: str | N
             logger.experiment.config.update({"legibility": told}, allow_val_change=True)
 
 
-def publish_record(trainer: "Trainer", path: Path) -> None:
+def publish_record(trainer: "Trainer", path: Path, page: Path | None = None) -> None:
     """Logs a finished run: scores to every logger; to Weights & Biases also summary, score table and files.
 
     The record is on disk already. A logger that fails is warned of, and the others still get theirs.
@@ -43,6 +43,7 @@ def publish_record(trainer: "Trainer", path: Path) -> None:
     Args:
         trainer: Its loggers are written to.
         path: The record's file: what is logged is what was written.
+        page: The model's page, shown as ``legibility/model`` and stored beside the record.
     """
     record = load_record(path)
     step = trainer.global_step
@@ -57,8 +58,12 @@ def publish_record(trainer: "Trainer", path: Path) -> None:
             logger.experiment.summary.update({prefixed(logger, key): value for key, value in summary(record).items()})
         with forgiven("Weights & Biases: the score table"):
             logger.log_table("legibility/scores", columns=list(_COLUMNS), data=_rows(record), step=step)
+        shown = {} if page is None else {"model.html": page}
         with forgiven("Weights & Biases: the run record"):
-            _log_files(logger, "run-record", "run-record", {"record.json": path}, record)
+            _log_files(logger, "run-record", "run-record", {"record.json": path, **shown}, record)
+        if page is not None:
+            with forgiven("Weights & Biases: the model's page"):
+                _log_page(logger, page, step)
         for number, cohort in enumerate(cohorts):
             with forgiven("Weights & Biases: the students"), tempfile.TemporaryDirectory() as folder:
                 files = {file.name: file for file in cohort.save_students(folder)}
@@ -98,6 +103,7 @@ def summary(record: RunRecord) -> dict[str, float]:
         "cost/fit_seconds": cost.fit_seconds,
         "cost/step_seconds": cost.step_seconds,
         "cost/report_seconds": cost.report_seconds,
+        "cost/report_share": cost.report_share,
         "cost/peak_memory_bytes": cost.peak_memory_bytes,
         "cost/parameters": cost.parameters,
         **{f"cost/step_seconds/{name}": value for name, value in cost.terms.items()},
@@ -110,6 +116,12 @@ def _rows(record: RunRecord) -> list[list[Any]]:
         [e.name, e.family, e.value, e.unit, e.direction, e.control, e.control_name, e.trained_on, e.reason]
         for e in record.scores
     ]
+
+
+def _log_page(logger: Any, page: Path, step: int) -> None:
+    import wandb  # its logger is in use, so it is there
+
+    logger.log_metrics({"legibility/model": wandb.Html(page.read_text(encoding="utf-8"), inject=False)}, step=step)
 
 
 def _log_files(logger: Any, name: str, kind: str, files: Mapping[str, Path], record: RunRecord) -> None:

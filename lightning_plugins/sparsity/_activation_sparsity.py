@@ -173,7 +173,7 @@ class ActivationSparsity(LegibilityCallback):
         yield due
         self._manual.settle()
 
-    def after_step(self, batch: Any) -> Penalty | None:
+    def after_step(self, batch: Any, loss: Tensor | None) -> Penalty | None:
         """The user's step is over: what was recorded gets its penalty."""
         with self._timed():
             penalties = self._penalties()

@@ -18,6 +18,7 @@ from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weights import (
     embedding_weights,
     exact_zeros,
+    penalisable_weights,
     rows_without_gradient,
     target_weights,
 )
@@ -106,7 +107,9 @@ class WeightStep(LegibilityCallback):
         return self._generate_state_key(targets=self.targets, exclude=self.exclude)
 
     def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        self._weights = target_weights(pl_module, self.targets, self.exclude)
+        # With nothing to do, nothing needs to be there.
+        idle = not self.active and not penalisable_weights(pl_module)
+        self._weights = {} if idle else target_weights(pl_module, self.targets, self.exclude)
         self._embeddings = embedding_weights(pl_module)
         self._reset()
 

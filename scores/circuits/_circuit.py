@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from legibility.scores._asking import call
 from legibility.scores.circuits._masked import Forward, Granularity, MaskedModel
 from legibility.scores.circuits._rankings import by_activation, by_gradient, learned
 from legibility.scores.weights._canonical import canonicalise
 
-CIRCUIT_PROTOCOL = "faithful-circuit/1"
+CIRCUIT_PROTOCOL = "faithful-circuit/2"
 """Version of the protocol; values of different versions or settings must not be compared."""
 
 CONSTANT_BELOW_BITS = 0.05
@@ -41,7 +42,7 @@ class Circuit:
         count_90: parts in the circuit of `size_90`.
         count_99: parts in the circuit of `size_99`.
         live: parts whose ablation could change anything: those with a weight and an input that varies.
-        divergence: `KL(f || f_none)` in bits per position: how much there is to explain.
+        divergence: `KL(f || f_none)` in bits per position, of the answers as they are: how much there is to explain.
         stability: lowest fidelity when random halves of what isn't in the circuit of `size_90` are ablated, 20 times;
             below .9 means that the rest only seems idle because its effects cancel.
         ranking: which ranking gave `size_90`.
@@ -83,29 +84,32 @@ def faithful_circuit(
 ) -> Circuit:
     """How little of the model, the rest replaced by its mean, still answers like all of it.
 
-    Protocol `faithful-circuit/1`. The model is canonicalised, so that rescaling its units changes nothing. A set `M` of
+    Protocol `faithful-circuit/2`. The model is canonicalised, so that rescaling its units changes nothing, and its logits
+    are divided so that what varies in them has the RMS 3, so that sharpening or flattening the answers changes nothing
+    (in protocol 1, sharp ones had smaller circuits). A set `M` of
     parts stays, the others are mean-ablated; its fidelity is
 
         fid(M) = 1 - KL(f || f_M) / KL(f || f_none)
 
     1 for everything, 0 for nothing, negative for a part that misleads. Parts are ranked by what they carry
-    (`|w| std(h)`) and by gradient (`|w dL/dw|`, integrated from nothing to everything); of both, the one with the
+    (`|w| std(h)`, in units of what reaches one unit of their layer) and by gradient (`|w dL/dw|`, integrated from nothing to everything); of both, the one with the
     smaller circuit counts. Then a mask is learned by gradient descent, as a tighter bound. Rankings and masks use the
     first half of the inputs, fidelities the second half.
 
     Faithfulness is to the model itself, not to the task: an untrained network has small circuits for the task too. Even
     so, only the comparison with the same architecture untrained says that a circuit is small because of training.
 
-    Range: sizes in (0, 1], lower = a smaller part explains the behaviour; NaN for a model that ablating everything
-    changes by less than .05 bits (a constant one). Edges are weights of `nn.Linear`, and pairs of channels of
-    ungrouped `nn.Conv1d/2d/3d`; nodes are the units that these read, the input's features included. Other parts (norms,
-    embeddings, a fused attention's projections, recurrent layers) always stay: compare only models of one architecture.
+    Edges are weights of `nn.Linear`, and pairs of channels of ungrouped `nn.Conv1d/2d/3d` (GPT-2's `Conv1D` counts as
+    linear); nodes are the units that these read, the input's features included. Other parts (norms, embeddings, a fused
+    attention's projections, recurrent layers) always stay: compare only models of one architecture.
 
-    How it can be gamed: by widening a network with idle parts (they are live, so the share falls: read the count too),
-    and by sharpening the answers (an MLP on digits: .60 of the nodes at .9; .54 with its logits x 4, .73 with its logits
-    / 4, so flattening doesn't win): read it at one task loss.
-
-    Cost: about 150 evaluations of the second half, 5 gradients on the first half, and `learned_steps` steps.
+    Card:
+        Range and direction: sizes in (0, 1], lower = a smaller part explains the behaviour. NaN for a model that ablating
+        everything changes by less than .05 bits, of its answers as they are (a constant one).
+        Cost: about 150 evaluations of the second half, 5 gradients on the first half, and `learned_steps` steps.
+        Control: the same architecture untrained.
+        Gamed by: widening a network with idle parts (they are live, so the share falls: read the count too).
+        Not trained on, unless a mask was learned in training; sparsity training makes it lower in part.
 
     Args:
         model: any module; it isn't changed.
@@ -148,7 +152,7 @@ def faithful_circuit(
     half = len(inputs) // 2
     fit, scored = torch.arange(half), torch.arange(half, len(inputs))
     with _quiet(model) as twin:
-        ask = forward if forward is not None else _call
+        ask = forward if forward is not None else call
         masked = MaskedModel(twin, inputs, ask, mask, granularity, batch_size)
         if not bool(torch.isfinite(masked.log_p[masked.counted]).all()):
             raise ValueError("`model` must answer with finite logits where `mask` is True.")
@@ -160,6 +164,9 @@ def faithful_circuit(
         reason = _why_nothing(live, min(whole, fitted))
         if reason is not None:
             return Circuit(granularity, live=live, divergence=whole, reason=reason)
+        divergence = whole
+        masked.to_one_scale()
+        whole, fitted = masked.measured(masked.nothing(), scored), masked.measured(masked.nothing(), fit)
         bar = _Bar(progress, 2 * (_GRID + 16) + learned_steps + _SUB_ABLATIONS)
         rankings = {"weight x activation": by_activation(masked), "gradient": by_gradient(masked, fit)}
         curves = {
@@ -189,17 +196,12 @@ def faithful_circuit(
             count_90=float(counts[0.9]),
             count_99=float(counts[0.99]),
             live=live,
-            divergence=whole,
+            divergence=divergence,
             stability=_stability(masked, circuit, scored, whole, seed, bar.named("stability of the circuit")),
             ranking=best[0.9],
             curve=tuple(sorted(curve.found.items())),
             masks=circuit,
         )
-
-
-def _call(model: nn.Module, rows: Tensor) -> Tensor:
-    found: Tensor = model(rows)
-    return found
 
 
 @contextlib.contextmanager

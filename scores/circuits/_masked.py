@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from legibility.scores._divergence import one_scale
+
 Granularity = Literal["edges", "nodes"]
 Forward = Callable[[nn.Module, Tensor], Tensor]
 Masks = Mapping[str, Tensor]
 
-_LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class MaskedModel:
@@ -44,19 +46,26 @@ class MaskedModel:
     ) -> None:
         self.model, self.inputs, self.forward = model, inputs, forward
         self.granularity, self.batch_size = granularity, batch_size
-        self.layers = {name: m for name, m in model.named_modules() if isinstance(m, _LINEAR) and _is_whole(m)}
+        self.layers = {name: m for name, m in model.named_modules() if _is_linear(m)}
         self._means: dict[str, Tensor] = {}
         self._spread: dict[str, Tensor] = {}
         self._counted = counted
-        self.log_p = self._watch()
+        self._temperature = 1.0
+        self._logits = self._watch()
+        self.log_p = self._logits.log_softmax(-1)
         self.layers = {name: m for name, m in self.layers.items() if name in self._means}
         self.counted = torch.ones(self.log_p.shape[:-1], dtype=torch.bool) if counted is None else counted
         self.counted = self.counted.to(self.log_p.device)
         self.live = {name: self._live(name) for name in self.layers}
 
+    def to_one_scale(self) -> None:
+        """From now on answers are compared at a temperature of which the model's own doesn't matter."""
+        self._temperature = one_scale(self._logits[self.counted])
+        self.log_p = (self._logits / self._temperature).log_softmax(-1)
+
     def weight(self, name: str) -> Tensor:
         """A layer's weight as (units written, units read, rest)."""
-        weight = self.layers[name].get_parameter("weight").detach()
+        weight = _written_by_read(self.layers[name])
         return weight.flatten(2) if weight.ndim > 2 else weight.unsqueeze(-1)
 
     def spread(self, name: str) -> Tensor:
@@ -93,7 +102,7 @@ class MaskedModel:
         """Log-probabilities of the masked model, float64."""
         with self._ablated(masks), _no_fast_path():
             logits = self.forward(self.model, self.inputs[rows])
-        return logits.double().log_softmax(-1)
+        return (logits.double() / self._temperature).log_softmax(-1)
 
     @contextlib.contextmanager
     def _ablated(self, masks: Masks) -> Iterator[None]:
@@ -106,13 +115,13 @@ class MaskedModel:
                 vars(layer).pop("forward", None)
 
     def _masked_forward(self, name: str, layer: Any, mask: Tensor) -> Callable[[Tensor], Tensor]:
-        weight: Tensor = layer.weight.detach()
+        weight = _written_by_read(layer)
         bias: Tensor | None = None if layer.bias is None else layer.bias.detach()
         grid = mask if self.granularity == "edges" else mask.unsqueeze(0)
         grid = grid.view(*grid.shape, *[1] * (weight.ndim - 2)).to(weight.dtype)
         kept = weight * grid
         mean = self._means[name].to(weight)
-        if isinstance(layer, nn.Linear):
+        if not isinstance(layer, _CONVOLUTIONS):
             constant = (weight - kept) @ mean
             shifted = constant if bias is None else constant + bias
             return lambda read: functional.linear(read, kept, shifted)
@@ -121,14 +130,14 @@ class MaskedModel:
 
     @torch.no_grad()
     def _watch(self) -> Tensor:
-        """Runs the model as it is; keeps its answers, and mean and spread of what each layer reads."""
+        """Runs the model as it is; returns its logits, keeps mean and spread of what each layer reads."""
         sums: dict[str, tuple[Tensor, Tensor, int]] = {}
         rows = torch.arange(0)
 
         def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
             def look(layer: nn.Module, args: tuple[Any, ...]) -> None:
                 read = args[0].detach().double()
-                if isinstance(layer, nn.Linear):
+                if not isinstance(layer, _CONVOLUTIONS):
                     counted = None if self._counted is None else self._counted[rows].to(read.device)
                     same = counted is not None and counted.shape == read.shape[:-1]
                     read = read[counted] if same and counted is not None else read.reshape(-1, read.shape[-1])
@@ -142,7 +151,7 @@ class MaskedModel:
         try:
             answers = []
             for rows in torch.split(torch.arange(len(self.inputs)), self.batch_size):
-                answers.append(self.forward(self.model, self.inputs[rows]).double().log_softmax(-1))
+                answers.append(self.forward(self.model, self.inputs[rows]).double())
         finally:
             for handle in handles:
                 handle.remove()
@@ -171,5 +180,17 @@ def _no_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _is_whole(layer: nn.Module) -> bool:
-    return getattr(layer, "groups", 1) == 1
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether it is a linear layer, an ungrouped convolution, or GPT-2's `Conv1D`: a linear layer written (read, written)."""
+    if isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
+        return getattr(layer, "groups", 1) == 1
+    return _is_transposed(layer)
+
+
+def _is_transposed(layer: nn.Module) -> bool:
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf") and getattr(layer, "weight", layer).ndim == 2
+
+
+def _written_by_read(layer: nn.Module) -> Tensor:
+    weight = layer.get_parameter("weight").detach()
+    return weight.T if _is_transposed(layer) else weight

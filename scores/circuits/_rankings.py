@@ -15,13 +15,18 @@ _PRICES = (0.02, 5.0)
 
 
 def by_activation(masked: MaskedModel) -> dict[str, Tensor]:
-    """`|w| std(h)`: how much of what varies goes over an edge; of a node, over all its edges together."""
+    """`|w| std(h)`: how much of what varies goes over an edge; of a node, over all its edges together.
+
+    In units of what reaches one unit of the layer, or how loud a layer is would decide whose parts come first.
+    """
     found = {}
     for name in masked.layers:
         size = masked.weight(name).double().square().sum(-1)
         if masked.granularity == "nodes":
             size = size.sum(0)
-        found[name] = size.sqrt() * masked.spread(name)
+        carried = size.sqrt() * masked.spread(name)
+        reaches = (carried.square().sum() / len(masked.weight(name))).sqrt()
+        found[name] = carried / reaches.clamp(min=torch.finfo(carried.dtype).tiny)
     return found
 
 

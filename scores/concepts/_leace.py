@@ -69,7 +69,8 @@ class Whitened:
         kept = values > _RANK * values[-1].clamp(min=torch.finfo(torch.float64).tiny)
         values, vectors = values[kept], vectors[:, kept]
         whiten = torch.where(live, 1 / scale, 0.0).unsqueeze(1) * vectors / values.sqrt()
-        return cls(mean, centred @ whiten, whiten, (vectors * values.sqrt()).T * scale)
+        # A dead unit stays exactly as it is.
+        return cls(mean, centred @ whiten, whiten, (vectors * values.sqrt()).T * torch.where(live, scale, 0.0))
 
     def correlated(self, labels: Int[Tensor, " positions"], classes: int) -> Float[Tensor, "rank directions"]:
         """An orthonormal basis, in white coordinates, of all that a linear probe for the labels could read."""

@@ -51,7 +51,8 @@ def unit_students(
     on the other half.
 
     Card:
-        Range and direction: (-inf, 1], higher = what single units say is simple in terms of the inputs. NaN if no unit
+        Range and direction: (-inf, 1], higher = what single units say is simple in terms of the inputs; directed only among
+        models that have learnt (`further_scores`). NaN if no unit
         varies. Cost: `9 * steps * 128 * features * width * units` multiplications, twice.
         Controls: permuted values (inside). A random-init network must stand beside it: its units are nearly linear in
         the inputs and **score well**. Says nothing about use, nor whether units say different things (`coverage` does).
@@ -79,6 +80,8 @@ def unit_students(
         >>> found = unit_students(x, torch.stack([x[:, 0].abs(), x.sum(1)], 1))
         >>> found.readability > 0.9 and found.permuted_readability < 0.1
         True
+
+    Source: of this project.
     """
     check_floating(inputs, "inputs")
     check_floating(activations, "activations")
@@ -180,7 +183,8 @@ class UnitStudents(Collected):
         True
     """
 
-    higher_is_better: bool | None = True
+    # Higher is better only among layers that have learnt something: an untrained one is easily read.
+    higher_is_better: bool | None = None
 
     def __init__(self, *, width: int = 4, steps: int = 300, seed: int = 0, limit: int = LIMIT, **kwargs: Any) -> None:
         super().__init__(("inputs", "activations"), limit=limit, **kwargs)

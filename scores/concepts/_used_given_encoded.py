@@ -7,18 +7,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from legibility.scores._divergence import LEAST_INFORMATION, Rest, answers, information_bits, kl_bits
+from legibility.scores._divergence import LEAST_INFORMATION, Rest, answers, information_bits, kl_bits, one_scale
 from legibility.scores.concepts._labelled import as_classes, checked_mask, permuted
 from legibility.scores.concepts._leace import Eraser, Whitened
 from legibility.scores.concepts._linear_probe import probe_savings
 
-PROTOCOL = "used-given-encoded/1"
+PROTOCOL = "used-given-encoded/2"
 """Version of the protocol; values of different versions must not be compared."""
 
 ENCODED = 0.05
 """A linear probe must save this share of a concept's code length for the concept to count as encoded."""
 
 _LEAST_USE = 1e-6  # bits; below is rounding
+_NO_EFFECTS = (math.nan, math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class ConceptUse:
         use_null: what 95 % of erasures of permuted labels stay below.
         interchange: `KL(f || f with another position's value of the concept)`.
         interchange_null: the same for permuted labels.
-        used: encoded, and `use` is above `use_null`.
-        witnessed: used, and `interchange` is above `interchange_null` too.
+        used: encoded, and erasing it costs more than 95 % of erasures of permuted labels, at one scale of the logits.
+        witnessed: used, and so does exchanging it.
         isolation: 1 - the mean share of the other encoded concepts' linear variance that erasing this one removes.
     """
 
@@ -61,9 +62,10 @@ class UseOfConcepts:
         share: of the encoded concepts, those that are used beyond the null's 95 %.
         witnessed_share: of the encoded concepts, those that interchange finds used as well.
         isolation: mean over the encoded concepts; 1 when there is only one.
-        excess_use: mean over the encoded concepts of what `use` exceeds `use_null` by, as a share of `information`;
-            >= 0, tells a strong use from a weak one. It can exceed 1: an erased concept can make answers wrong, not vague.
-        information: `KL(p || marginal)` of the answers, bits: what there is to lose.
+        excess_use: mean over the encoded concepts of what erasing exceeds the null by, as a share of what the answers say,
+            both at one scale of the logits; >= 0, tells a strong use from a weak one. It can exceed 1: an erased concept can
+            make answers wrong, not vague.
+        information: `KL(p || marginal)` of the answers as they are, bits: what there is to lose.
         concepts: each concept's findings, in the order of the labels.
         reason: why `score` is NaN; empty otherwise.
         protocol: version of the protocol.
@@ -97,6 +99,8 @@ def used_given_encoded(
     - **use** `u = mean KL(f(h) || f(r(h)))` in bits, `r` the LEACE eraser of the concept and `f` the rest of the model.
       Erasing anything costs something, so `u` must exceed 95 % of the erasures of the *same labels permuted* over
       positions: the same estimator, of the same rank, on the same activations.
+      What counts as more is decided with the logits divided so that what varies in them has the RMS 3; sharpening or
+      flattening all answers then changes no decision (in protocol 1 it did).
     - **interchange**, the second witness: the concept's component is exchanged with that of a random other position.
     - **isolation**: erasing one concept should leave the others. `1 - |P_c M_d|^2 / |M_d|^2` averaged over the other
       encoded concepts d, with `M` the whitened cross-covariances and `P_c` the projection on what the eraser removes.
@@ -109,11 +113,13 @@ def used_given_encoded(
         Controls: permuted labels (inside). A random-init network must be measured beside it: its answers go by the
         directions of largest variance, which encode concepts too. Ordinarily it is as good as constant and has no
         score, but with its logits amplified it had the *share* of the trained one for nested concepts of digits (class,
-        parity, ...); `excess_use` told them apart (.08 against .27). Never read the share without it.
+        parity, ...); `excess_use` told them apart (.18 against .48). Never read the share without it.
+        `headline_scores` gives no value to a model that isn't surely better than the commonest label.
         Errs low: random labels erase part of what is used, so weak uses are missed (on heads that read a random subset
         of six concepts the share was .21 too small and had rank correlation .78 with the truth).
         Gamed by: an amplified untrained net (above); a choice of concepts that are the task's own classes; a layer near
-        the output. Not by temperature, rescaled or rotated units: decodability and erasure are affine.
+        the output. Not by temperature, rescaled or rotated units: answers are
+        compared at one scale, decodability and erasure are affine.
         Not trained on, unless concepts or erasure took part in the loss.
 
     Args:
@@ -162,10 +168,10 @@ def used_given_encoded(
     whitened = Whitened.of(rows)
     encoded = [c for c in range(len(classes)) if savings[c] >= ENCODED]
     bases = {c: whitened.correlated(labels[:, c], classes[c]) for c in encoded}
-    found = []
+    found, excesses = [], []
     for c, own in enumerate(classes):
-        use, interchange = intervention.effects(whitened.eraser(labels[:, c], own)) if own > 1 else (math.nan, math.nan)
-        null = torch.full((1, 2), math.nan, dtype=torch.float64)
+        effects = intervention.effects(whitened.eraser(labels[:, c], own)) if own > 1 else _NO_EFFECTS
+        null = torch.full((1, 4), math.nan, dtype=torch.float64)
         if c in encoded:
             null = torch.tensor(
                 [
@@ -174,8 +180,10 @@ def used_given_encoded(
                 ],
                 dtype=torch.float64,
             )
-        use_null, interchange_null = null.quantile(0.95, dim=0).tolist()
-        used = use > use_null + _LEAST_USE
+        above = null.quantile(0.95, dim=0).tolist()
+        used, witnessed = (effects[k] > above[k] + _LEAST_USE for k in (2, 3))
+        if c in encoded:
+            excesses.append(max(0.0, effects[2] - above[2]))
         others = [d for d in encoded if d != c]
         isolation = math.nan
         if c in encoded:
@@ -187,12 +195,12 @@ def used_given_encoded(
                 permuted_saving=savings[len(classes) + c],
                 accuracy=accuracies[c],
                 encoded=c in encoded,
-                use=use,
-                use_null=use_null,
-                interchange=interchange,
-                interchange_null=interchange_null,
+                use=effects[0],
+                use_null=above[0],
+                interchange=effects[1],
+                interchange_null=above[1],
                 used=used,
-                witnessed=used and interchange > interchange_null + _LEAST_USE,
+                witnessed=used and witnessed,
                 isolation=isolation,
             )
         )
@@ -206,7 +214,7 @@ def used_given_encoded(
         share=share,
         witnessed_share=sum(concept.witnessed for concept in chosen) / len(chosen),
         isolation=isolation,
-        excess_use=sum(max(0.0, concept.use - concept.use_null) for concept in chosen) / len(chosen) / information,
+        excess_use=sum(excesses) / len(chosen) / information_bits(real / intervention.scale),
         information=information,
         concepts=tuple(found),
     )
@@ -223,18 +231,22 @@ class _Intervention:
 
     def __init__(self, rest: Rest, activations: Tensor, mask: Tensor, real: Tensor, generator: torch.Generator) -> None:
         self.rest, self.activations, self.mask, self.real = rest, activations, mask, real
+        self.scale = one_scale(real)
         self.rows = activations[mask]
         # One order of donors for all erasers: real and permuted labels are compared on the same pairs.
         self.donors = self.rows[torch.randperm(len(self.rows), generator=generator).to(self.rows.device)]
 
-    def effects(self, eraser: Eraser) -> tuple[float, float]:
-        """Bits lost by erasing and by exchanging."""
-        return self._effect(eraser.erase(self.rows)), self._effect(eraser.exchange(self.rows, self.donors))
+    def effects(self, eraser: Eraser) -> tuple[float, float, float, float]:
+        """Bits lost by erasing and by exchanging, with the answers as they are; then the same at one scale."""
+        erased, exchanged = self._effect(eraser.erase(self.rows)), self._effect(eraser.exchange(self.rows, self.donors))
+        return erased[0], exchanged[0], erased[1], exchanged[1]
 
-    def _effect(self, rows: Tensor) -> float:
+    def _effect(self, rows: Tensor) -> tuple[float, float]:
         changed = self.activations.clone()
         changed[self.mask] = rows
-        return float(kl_bits(self.real, answers(self.rest, changed, self.mask)).mean())
+        said = answers(self.rest, changed, self.mask)
+        plain, scaled = (kl_bits(self.real / by, said / by).mean() for by in (1.0, self.scale))
+        return float(plain), float(scaled)
 
 
 def _missing(information: float, reason: str, concepts: tuple[ConceptUse, ...] = ()) -> UseOfConcepts:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,17 +10,27 @@ from torch import Tensor
 from legibility.losses import forward_kl, masked_mean
 from legibility.scores.imitation._families import Imitator, Training
 from legibility.scores.imitation._queries import Queries
+from legibility.scores.representation._similarity import linear_cka
 from legibility.scores.representation._variance_unexplained import FractionOfVarianceUnexplained
 from legibility.students import Prediction, Student, read_signature
+
+MOST_UNITS = 2048
+"""Of a tap, for CKA: it takes a matrix of units by units."""
 
 
 @dataclass(frozen=True, eq=False)
 class Distribution:
-    """How close one student came on the queries it hadn't seen: nats per position, FVU and prediction of each tap."""
+    """How close one student came on the queries it hadn't seen: nats per position, FVU and prediction of each tap.
+
+    `by_position` and `decided` say the same for each query: nats, NaN where it doesn't count, and the student's top-1.
+    """
 
     kl: float
     fvu: dict[str, float]
     predicted_taps: dict[str, Tensor]
+    cka: dict[str, float] = field(default_factory=dict)
+    by_position: Tensor = field(default_factory=lambda: torch.zeros(0))
+    decided: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
 
 class _Tap:
@@ -46,6 +56,14 @@ class _Tap:
         keep = self.mask[rows]
         error = (self.values[rows][keep] - predicted[keep]).square() @ self.weight
         return error.sum() / keep.sum().clamp(min=1)
+
+    def alike(self, predicted: Tensor, seen: int) -> float:
+        """CKA of what was not seen and its prediction, in units of each unit's deviation."""
+        keep, scale = self.mask[seen:], self.weight.sqrt()
+        real, said = self.values[seen:][keep] * scale, predicted[keep] * scale
+        if real.shape[-1] > MOST_UNITS or len(real) < 4 or not bool(torch.isfinite(said).all()):
+            return math.nan
+        return linear_cka(real, said)
 
 
 def imitate_distribution(
@@ -75,16 +93,25 @@ def imitate_distribution(
         for name, tap in taps.items()
     }
     predicted: dict[str, list[Tensor]] = {name: [] for name in taps}
+    by_position, decided = [], []
     for rows, prediction in imitator.answers(seen, len(queries)):
         keep = counted[rows]
         divergence = forward_kl(logits[rows][keep].double(), prediction.output[keep].double())
         total += float(divergence.sum())
         positions += divergence.numel()
+        by_position.append(
+            torch.full(keep.shape, math.nan, device=keep.device).masked_scatter(keep, divergence.float())
+        )
+        decided.append(prediction.output.argmax(-1))
         for name, tap in taps.items():
             unexplained[name].update(tap.values[rows], prediction.taps[name], tap.mask[rows])
             predicted[name].append(prediction.taps[name])
+    said = {name: torch.cat(parts) for name, parts in predicted.items()}
     return Distribution(
         kl=total / positions if positions else math.nan,
         fvu={name: float(score.compute()) for name, score in unexplained.items()},
-        predicted_taps={name: torch.cat(parts).view(-1, *taps[name].shape[1:]) for name, parts in predicted.items()},
+        predicted_taps={name: said[name].view(-1, *taps[name].shape[1:]) for name in taps},
+        cka={name: tap.alike(said[name], seen) for name, tap in taps.items()},
+        by_position=torch.cat(by_position),
+        decided=torch.cat(decided),
     )

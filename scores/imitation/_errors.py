@@ -60,13 +60,14 @@ def error_agreement(
     inputs; neither saw these inputs. Among the primary's errors `E`, XEA is the share of what the twin doesn't explain
     that the student does.
 
-    Range (-inf, 1], higher = a simple model of the primary foresees its mistakes; 0 = watching it taught nothing that
-    the task didn't. NaN with fewer than 200 errors, for a primary that always says the same, and for one that isn't
-    better than the commonest label (3 standard errors): such a model is wrong in a way that anybody foresees.
-    Independent of temperature. Error consistency kappa in [-1, 1], higher = wrong on the same inputs.
-
-    How it can be gamed: by being wrong in a simple way (a linear model's errors are predictable); compare at one task
-    loss, and beside the untrained model.
+    Card:
+        Range and direction: (-inf, 1], higher = a simple model of the primary foresees its mistakes; 0 = watching it taught
+        nothing that the task didn't. NaN with fewer than 200 errors, for a primary that always says the same, and for one
+        that isn't better than the commonest label (3 standard errors): such a model is wrong in a way that anybody
+        foresees. Error consistency kappa in [-1, 1], higher = wrong on the same inputs.
+        Cost: none beyond the decisions. Controls: the twin (inside), the untrained model. Independent of temperature.
+        Gamed by: being wrong in a simple way (a linear model's errors are predictable); compare at one task loss.
+        Not trained on, unless the student took part in training.
 
     Args:
         primary: its decisions, classes.

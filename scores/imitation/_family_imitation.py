@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 PROTOCOL = "held-out-imitation/1"
@@ -29,7 +30,12 @@ class FamilyImitation:
         surplus: surplus description length, bits: what the code costs beyond .1 bits per label, summed over blocks,
             lower = more legible. It stops growing once the family has learnt the primary, which the code length doesn't.
         fvu: per tap, mean over live units of the fraction of variance unexplained on the last block, lower = better.
+        cka: per tap, linear CKA (unbiased) of its units and the student's prediction of them on the last block, each unit
+            by its deviation; NaN above 2048 units. Not directed: see `linear_cka`.
         predicted_taps: per tap, the prediction for the last block, shaped like the primary's (for patch-through).
+        by_position: `KL(p || q)` of each query of the last block, nats, `(n,)` or `(n, T)`, NaN where it doesn't count;
+            empty for estimators.
+        decided: the top-1 of the student of the distribution there; empty for estimators.
         first_scored: index of the last block's first query.
         positions: positions that count, over all queries: `code_length / positions` is bits per position.
         seconds: wall time of this family.
@@ -50,6 +56,9 @@ class FamilyImitation:
     surplus: float = math.nan
     fvu: Mapping[str, float] = field(default_factory=dict)
     predicted_taps: Mapping[str, Tensor] = field(default_factory=dict)
+    by_position: Tensor = field(default_factory=lambda: torch.zeros(0))
+    decided: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    cka: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     reasons: Mapping[str, str] = field(default_factory=dict)
     version: str = PROTOCOL

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,13 +14,16 @@ from legibility.scores.imitation._distribution import Distribution, imitate_dist
 from legibility.scores.imitation._estimators import Estimator
 from legibility.scores.imitation._families import Family, Training, block_edges, family_names, isolated, steps_of
 from legibility.scores.imitation._family_imitation import FamilyImitation
+from legibility.scores.imitation._processes import checked_jobs, in_processes
 from legibility.scores.imitation._queries import Queries
 from legibility.scores.imitation._refitted import fits_of, refit, why_unread
+from legibility.students import Student
 
 CONSTANT_BELOW = 1e-3
 """A primary whose `KL(p || marginal)` is below this, in nats, counts as constant."""
 
 Progress = Callable[[str, float], None]
+Result = TypeVar("Result")
 
 
 def held_out_imitation(
@@ -50,7 +54,7 @@ def held_out_imitation(
       change when the primary's logits are scaled, so neither do `saving` and `disagreement`.
     * the student of the distribution. It is trained for `2 passes` epochs on the first half of the queries (all blocks
       but the last), with forward KL to the primary's full distribution plus, for each tap, the mean squared error in
-      units of the tap's variance. On the last block it gives `kl`, `relative_kl` and `fvu`.
+      units of the tap's variance. On the last block it gives `kl`, `relative_kl`, `fvu` and `cka`.
 
     An estimator (`default_estimators`: forest, nearest neighbours, kernel machine, bounded tree) follows the same
     protocol, but is fitted anew to all earlier blocks, at most 4096 rows, before each block. Its temperature is the best
@@ -60,8 +64,16 @@ def held_out_imitation(
     Compare only results of the same version, queries, students, settings and taps: learning the taps as well changes
     how well a student learns the output.
 
-    The scores are not trained on as long as none of these architectures was trained with the primary. A primary whose
-    top-1 never changes, or whose `KL(p || marginal)` is below 1e-3 nats, is constant: all its scores are NaN.
+    A primary whose top-1 never changes, or whose `KL(p || marginal)` is below 1e-3 nats, is constant: all its scores are NaN.
+
+    Card:
+        Range and direction: of each number in `FamilyImitation`; saving up, code length, KL and disagreement down.
+        Cost: per network about `passes` times twice the queries and `2 passes` times half of them in optimizer steps of
+        `batch_size`; per estimator one fit for each block and one more. Seconds to minutes.
+        Controls: the twin on true labels (`held_out_twin`), the primary untrained, its answers permuted, and for `kl` the
+        temperature that costs as much task loss (`match_temperature`).
+        Gamed by: softening (`kl` only); decisions that are simple and wrong; training with the families that measure.
+        Not trained on as long as none of these architectures was trained with the primary.
 
     The global random state is neither used nor changed. On CPU the result is a function of the arguments.
 
@@ -75,7 +87,8 @@ def held_out_imitation(
         learning_rate: Adam's, at the start of each round of training.
         width: hidden size of the students that don't fix their own.
         seed: of initialisation and shuffling, the same for all families.
-        jobs: estimators fitted at a time; None: as many as torch uses threads.
+        jobs: families fitted at a time, networks in processes (on the CPU), estimators in threads; the numbers are the same
+            as with 1. None: one network, and as many estimators as torch uses threads.
         progress: called with the family's name and the share of all work that is done, 0 to 1.
 
     Returns:
@@ -118,17 +131,13 @@ def held_out_imitation(
     steps = steps_of_decisions(edges, training) + steps_of(first, 2 * passes, batch_size)
     work = _Work(queries, labels, students, edges, training, jobs, progress)
     work.total = work.networks * steps + work.fits(shares=True)
-    refitted = work.refit(shares=True)
+    refitted, trained = work.refit(shares=True), work.train(names, _imitated, steps)
     found = {}
     for name, student in zip(names, students, strict=True):
-        started = time.perf_counter()
-        decisions, distribution = no_decisions(), Distribution(math.nan, {}, {})
+        decisions, distribution, seconds = no_decisions(), Distribution(math.nan, {}, {}), work.seconds
         unread = work.unread if isinstance(student, Estimator) else None
         if not isinstance(student, Estimator):
-            work.name = name
-            with isolated(queries.inputs.device):
-                decisions = imitate_decisions(queries, labels, student, edges, training, work.advance)
-                distribution = imitate_distribution(queries, student, first, training, work.advance)
+            decisions, distribution, seconds = next(trained)
         elif unread is None:
             decisions, distribution = next(refitted)
         scores = asdict(decisions)
@@ -143,7 +152,10 @@ def held_out_imitation(
             **scores,
             fvu=fvu,
             predicted_taps=distribution.predicted_taps,
-            seconds=time.perf_counter() - started + (work.seconds if isinstance(student, Estimator) else 0.0),
+            by_position=distribution.by_position,
+            decided=distribution.decided,
+            cka=distribution.cka,
+            seconds=seconds,
             reasons=_why_missing(scores, fvu, twin is None, unread),
         )
     return found
@@ -175,7 +187,7 @@ def held_out_twin(
         learning_rate: Adam's, at the start of each round of training.
         width: hidden size of the students that don't fix their own.
         seed: of initialisation and shuffling.
-        jobs: estimators fitted at a time.
+        jobs: families fitted at a time.
         progress: called with the family's name and the share of all work that is done.
 
     Returns:
@@ -202,17 +214,45 @@ def held_out_twin(
     names = _names(students)
     labels = torch.where(queries.counted, true_labels, 0)
     work = _Work(queries, labels, students, edges, training, jobs, progress)
-    work.total = work.networks * steps_of_decisions(edges, training) + work.fits(shares=False)
-    refitted = work.refit(shares=False)
+    steps = steps_of_decisions(edges, training)
+    work.total = work.networks * steps + work.fits(shares=False)
+    refitted, trained = work.refit(shares=False), work.train(names, _decided_by, steps)
     savings = {}
     for name, student in zip(names, students, strict=True):
-        work.name = name
-        if isinstance(student, Estimator):
+        if not isinstance(student, Estimator):
+            savings[name] = next(trained)
+        else:
             savings[name] = math.nan if work.unread is not None else next(refitted)[0].saving
-            continue
-        with isolated(queries.inputs.device):
-            savings[name] = imitate_decisions(queries, labels, student, edges, training, work.advance).saving
     return savings
+
+
+def _imitated(
+    queries: Queries,
+    labels: Tensor,
+    student: Student,
+    edges: list[int],
+    training: Training,
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[Decisions, Distribution, float]:
+    """What one network learnt, and the seconds that took."""
+    started = time.perf_counter()
+    with isolated(queries.inputs.device):
+        decisions = imitate_decisions(queries, labels, student, edges, training, advance)
+        distribution = imitate_distribution(queries, student, edges[-2], training, advance)
+    return decisions, distribution, time.perf_counter() - started
+
+
+def _decided_by(
+    queries: Queries,
+    labels: Tensor,
+    student: Student,
+    edges: list[int],
+    training: Training,
+    advance: Callable[[], None] = lambda: None,
+) -> float:
+    """What one network saves."""
+    with isolated(queries.inputs.device):
+        return imitate_decisions(queries, labels, student, edges, training, advance).saving
 
 
 _DECIDED = ("disagreement", "code_length", "null_code_length", "saving", "adjusted_saving", "surplus")
@@ -232,7 +272,9 @@ class _Work:
         jobs: int | None,
         report: Progress | None,
     ) -> None:
-        self.queries, self.labels, self.edges, self.jobs, self.seed = queries, labels, edges, jobs, training.seed
+        self.queries, self.labels, self.edges, self.jobs, self.training = queries, labels, edges, jobs, training
+        self.students = students
+        self.at_a_time = checked_jobs(jobs) if queries.inputs.device.type == "cpu" else 1
         self.estimators = [student for student in students if isinstance(student, Estimator)]
         self.networks = len(students) - len(self.estimators)
         self.unread: str | None = why_unread(queries) if self.estimators else None
@@ -247,18 +289,37 @@ class _Work:
         started = time.perf_counter()
         results = refit(
             self.queries, self.labels, self.estimators, self.edges,
-            shares=shares, seed=self.seed, jobs=self.jobs, advance=self._fitted,
+            shares=shares, seed=self.training.seed, jobs=self.jobs, advance=self._fitted,
         )  # fmt: skip
         self.seconds = (time.perf_counter() - started) / len(self.estimators)
         return iter(results)
+
+    def train(self, names: Sequence[str], work: Callable[..., Result], steps: int) -> Iterator[Result]:
+        """What `work` makes of each network, in order."""
+        given = [
+            (name, (self.queries, self.labels, student, self.edges, self.training))
+            for name, student in zip(names, self.students, strict=True)
+            if not isinstance(student, Estimator)
+        ]
+        if self.at_a_time == 1:
+            for name, arguments in given:
+                self.name = name
+                yield work(*arguments, self.advance)
+            return
+        results = in_processes(work, [arguments for _, arguments in given], self.at_a_time)
+        for (name, _), result in zip(given, results, strict=True):
+            self.name = name
+            self.advance(steps)
+            yield result
 
     def _fitted(self, name: str) -> None:
         self.name = name
         self.advance()
 
-    def advance(self) -> None:
-        self.done += 1
-        if self.report is not None and (self.done % max(1, self.total // 100) == 0 or self.done == self.total):
+    def advance(self, steps: int = 1) -> None:
+        self.done += steps
+        often = max(1, self.total // 100)
+        if self.report is not None and (steps >= often or self.done % often == 0 or self.done == self.total):
             self.report(self.name, self.done / self.total)
 
 

@@ -22,8 +22,8 @@ class HeldOutImitation(Metric):
     """`held_out_imitation` over everything that `update` was given, in that order, ranks one after the other.
 
     `compute()` trains all families, which takes seconds to minutes, and gives float64 scalars under flat names:
-    `"<family>/kl"`, `/relative_kl`, `/disagreement`, `/code_length`, `/saving`, `/adjusted_saving`, `/surplus`, `/fvu/<tap>` (see
-    `FamilyImitation`), and `"median/..."` of each over the families that have a value, `"max/..."` of the savings. If labels were given, the twin
+    `"<family>/kl"`, `/relative_kl`, `/disagreement`, `/code_length`, `/saving`, `/adjusted_saving`, `/surplus`, `/fvu/<tap>`, `/cka/<tap>`
+    (see `FamilyImitation`), and `"median/..."` of each over the families that have a value, `"max/..."` of the savings. If labels were given, the twin
     is fitted too, unless `twin` brings it. On several ranks the queries of all are gathered and every rank computes
     the same. Don't use `forward`, which would score each batch on its own.
 
@@ -148,6 +148,7 @@ def _flat(found: Mapping[str, FamilyImitation]) -> dict[str, float]:
     for name, family in found.items():
         by_family[name] = {score: float(getattr(family, score)) for score in _SCORES}
         by_family[name] |= {f"fvu/{tap}": value for tap, value in family.fvu.items()}
+        by_family[name] |= {f"cka/{tap}": value for tap, value in family.cka.items()}
     flat = {f"{name}/{score}": value for name, scores in by_family.items() for score, value in scores.items()}
     for score in dict.fromkeys(score for scores in by_family.values() for score in scores):
         values = [scores[score] for scores in by_family.values() if math.isfinite(scores.get(score, math.nan))]

@@ -23,8 +23,13 @@ def patch_through_kl(
     tap overwritten. It asks whether another model can speak the primary's inner language, which the fraction of
     variance unexplained at the tap doesn't: that one can fall while this one rises.
 
-    Range `[0, inf]` in nats per position, lower = more legible, 0 when the patch changes nothing. A constant primary
-    gets 0 as well: read it beside the primary's `KL(p || marginal)`.
+    Card:
+        Range and direction: `[0, inf]` in nats per position, lower = more legible, 0 when the patch changes nothing.
+        Cost: one pass through the rest of the primary, and a student that predicts the tap.
+        Controls: the primary's `KL(p || marginal)`, for a constant one gets 0 as well; the temperature that costs as much
+        task loss. `further_scores` has it as a share of what the answers say, at one scale of the logits.
+        Gamed by: softening; a tap that the rest ignores.
+        Trained on, where the patch-through term is in the loss.
 
     Args:
         logits: the primary's logits.
@@ -45,6 +50,8 @@ def patch_through_kl(
         >>> patched = torch.tensor([[1.0986, 0.0]])  # 3 : 1, so 1/2 ln(1/2 / 3/4) + 1/2 ln(1/2 / 1/4)
         >>> patch_through_kl(logits, patched)
         tensor(0.1438, dtype=torch.float64)
+
+    Source: of this project; stitching as in Bansal, Nakkiran and Barak, "Revisiting model stitching", 2021.
     """
     total, count = _update(logits, patched_logits, mask)
     return total / count

@@ -43,14 +43,14 @@ def tree_path_length(queries: Queries, *, fidelity: float = 0.9, seed: int = 0) 
     split first, with 2, 3, 4, 6, 8, 12, 16, ... leaves. The first whose agreement on the second half reaches `fidelity`
     counts: the mean length of its paths there.
 
-    Range [1, 16], lower = simpler decisions, at that fidelity only: compare at equal `fidelity`. NaN if no tree reaches
-    it, which is the usual answer for images, and for a constant primary. Independent of temperature and of rescaling
-    features. A tree on the true labels stands beside it as control.
-
-    How it can be gamed: by simple wrong decisions; compare at one task loss. A class that is rare is cheap to ignore: a
-    fidelity below the commonest decision's share is met by hardly any question, and gives NaN.
-
-    Cost: up to 24 tree fits, seconds.
+    Card:
+        Range and direction: [1, 16], lower = simpler decisions, at that fidelity only: compare at equal `fidelity`. NaN if
+        no tree reaches it, which is the usual answer for images, and for a constant primary. Independent of temperature
+        and of rescaling features.
+        Cost: up to 24 tree fits, seconds. Control: a tree on the true labels (inside).
+        Gamed by: simple wrong decisions; compare at one task loss. A class that is rare is cheap to ignore: a fidelity
+        below the commonest decision's share is met by hardly any question, and gives NaN.
+        Not trained on, unless a tree took part in training.
 
     Args:
         queries: with rows of numbers and one answer each, at least 64.

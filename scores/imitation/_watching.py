@@ -9,6 +9,7 @@ from torch.nn import functional
 from legibility.scores.imitation._errors import ErrorPredictability, error_agreement
 from legibility.scores.imitation._estimators import Estimator
 from legibility.scores.imitation._families import Family, Imitator, Training, family_names, isolated
+from legibility.scores.imitation._processes import checked_jobs, in_processes
 from legibility.scores.imitation._queries import Queries
 from legibility.scores.imitation._refitted import fitted_logits, standardised, why_unread
 from legibility.students import Prediction, read_signature
@@ -24,15 +25,18 @@ def error_predictability(
     learning_rate: float = 1e-2,
     width: int = 32,
     seed: int = 0,
+    jobs: int | None = None,
 ) -> dict[str, ErrorPredictability]:
     """H2: how well families that watched the primary foresee its errors, better than families that know the task.
 
     Each family is fitted twice with equal settings: as student on the primary's decisions, as twin on the true labels.
     Without `shifted`, the queries are cut in two halves; each is foretold by what was learnt from the other, so that
-    every error counts. With `shifted`, all queries are learnt from and the shifted ones are foretold. See
-    `error_agreement` for what comes out, its range and how it can be gamed.
+    every error counts. With `shifted`, all queries are learnt from and the shifted ones are foretold.
 
-    Cost: four fits per family (two with `shifted`).
+    Card:
+        Range and direction: (-inf, 1], higher = errors are foreseen; see `error_agreement`.
+        Cost: four fits per family (two with `shifted`). Controls: the twin (inside), the untrained model.
+        Gamed by: simple errors, as there. Not trained on, unless the families took part in training.
 
     Args:
         queries: with labels.
@@ -43,6 +47,7 @@ def error_predictability(
         learning_rate: Adam's at the start; it falls linearly to 0.
         width: hidden size of the students that don't fix their own.
         seed: of initialisation, shuffling and bootstrap.
+        jobs: families fitted at a time, in processes on the CPU; the numbers are those of one after the other (None).
 
     Returns:
         by family.
@@ -61,6 +66,8 @@ def error_predictability(
         >>> found = error_predictability(Queries(x, says, labels), [LinearStudent()])["linear"]
         >>> found.value > 0.5, found.errors > 200
         (True, True)
+
+    Source: H2 of this project's scores.
     """
     if not families:
         raise ValueError("`families` must hold at least one family, got none: see `held_out_students`.")
@@ -69,9 +76,12 @@ def error_predictability(
             raise ValueError(f"`{name}.labels` must be the true labels, got None: errors are against them.")
     training = Training(passes, batch_size, learning_rate, width, seed)
     tests = _halves(queries) if shifted is None else [_joined(queries, shifted)]
+    at_a_time = checked_jobs(jobs) if queries.inputs.device.type == "cpu" else 1
+    fits = [(test, seen, family, training) for family in families for test, seen in tests]
+    told = in_processes(_asked, fits, at_a_time)
     found = {}
-    for name, family in zip(family_names(families), families, strict=True):
-        parts = [_asked(test, seen, family, training) for test, seen in tests]
+    for name in family_names(families):
+        parts = [next(told) for _ in tests]
         columns = [torch.cat([part[column] for part in parts]) for column in range(4)]
         found[name] = error_agreement(*columns, seed=seed)
     return found

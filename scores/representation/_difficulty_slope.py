@@ -1,7 +1,7 @@
 """Loss against difficulty: the profile that tells a heuristic, a search and a memory apart."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ def difficulty_slope(loss: Float[Tensor, " N"], difficulty: Float[Tensor, " N"])
 
     A signature, not a grade: an inner search of fixed budget is flat and then breaks where the budget ends, a heuristic
     rises or stays flat throughout, a memory doesn't depend on difficulty at all. Compare with such reference models of
-    the same task (`search_regret` gives two) by `profile_distance`. With the number of test-time iterations for
+    the same task (`reference_profiles`) by `profile_distance`. With the number of test-time iterations for
     difficulty it says whether more thinking helps: then the slope is negative.
 
     Card:
@@ -65,6 +65,8 @@ def difficulty_slope(loss: Float[Tensor, " N"], difficulty: Float[Tensor, " N"])
         >>> found = difficulty_slope(torch.tensor([1.0, 2.0, 3.0, 3.0]), torch.tensor([1.0, 2.0, 4.0, 5.0]))
         >>> round(found.slope, 3), found.profile
         (0.904, {1.0: 1.0, 2.0: 2.0, 4.0: 3.0})
+
+    Source: of this project; easy-to-hard extrapolation after Schwarzschild et al., "Can you learn an algorithm?", 2021.
     """
     return _compute(_sums(loss, difficulty))
 
@@ -124,6 +126,58 @@ def search_regret(
     if not bool(torch.isfinite(best).all()):
         raise ValueError("`values` must be finite for at least one candidate that is looked at in each example.")
     return values.max(1).values - best
+
+
+def reference_profiles(
+    values: Float[Tensor, "N candidates"],
+    difficulty: Float[Tensor, " N"],
+    *,
+    budgets: Sequence[int] = (4, 16),
+    chosen: Tensor | None = None,
+    known: Tensor | None = None,
+) -> dict[str, DifficultyProfile]:
+    """Profiles of regret of models whose mechanism is known, to lay beside a model's own.
+
+    - ``guess``: any candidate, all alike (the expected regret).
+    - ``heuristic``: `chosen`, for each example.
+    - ``search of B``: the best of the first B candidates, in the order given.
+    - ``memory``: the best where `known`, a guess elsewhere.
+
+    A model's own profile is `difficulty_slope` of its regret; `profile_distance` says which of these it is nearest to.
+
+    Args:
+        values: what each candidate is worth; -inf for one that doesn't exist.
+        difficulty: of each example, positive.
+        budgets: of the searches.
+        chosen: the heuristic's candidate; None leaves it out.
+        known: bool `(N,)`, the examples that were seen in training; None leaves the memory out.
+
+    Returns:
+        the profiles by name.
+
+    Raises:
+        ValueError: as `search_regret` and `difficulty_slope`.
+
+    Example:
+        >>> import torch
+        >>> from legibility.scores import reference_profiles
+        >>> values = torch.tensor([[1.0, 5.0, 2.0], [3.0, 0.0, 0.0]])
+        >>> found = reference_profiles(values, torch.tensor([1.0, 2.0]), budgets=[2], known=torch.tensor([True, False]))
+        >>> {name: list(each.profile.values()) for name, each in found.items()}
+        {'guess': [2.333..., 2.0], 'search of 2': [0.0, 0.0], 'memory': [0.0, 2.0]}
+    """
+    best = values.max(1).values
+    exists = torch.isfinite(values)
+    guess = best - torch.where(exists, values, 0.0).sum(1) / exists.sum(1)
+    regrets = {"guess": guess}
+    if chosen is not None:
+        regrets["heuristic"] = search_regret(values, 1, chosen=chosen)
+    regrets |= {f"search of {budget}": search_regret(values, budget) for budget in budgets}
+    if known is not None:
+        if known.dtype != torch.bool or known.shape != best.shape:
+            raise ValueError(f"`known` must be bool ({len(best)},), got {known.dtype} {tuple(known.shape)}.")
+        regrets["memory"] = torch.where(known, 0.0, guess)
+    return {name: difficulty_slope(regret, difficulty) for name, regret in regrets.items()}
 
 
 class DifficultySlope(Metric):

@@ -21,11 +21,17 @@ def participation_ratio(
 ) -> float:
     """Number of equally strong directions with the same spread: `PR = (tr C)^2 / tr(C^2)`, `C` the covariance.
 
-    Range 1 to `units` (`diag(4, 1, 1, 1)`: 49 / 19 = 2.57895); no direction is better.
+    `diag(4, 1, 1, 1)` has 49 / 19 = 2.57895.
 
     The plain form on `n` samples is biased towards `n`. The unbiased form divides the unbiased estimates of
     `(tr C)^2` and `tr(C^2)` for independent samples of any distribution (the quotient is only nearly unbiased). It
     needs `n >= 4` and can leave the range at small `n`; it is NaN where the estimate of `tr(C^2)` isn't positive.
+
+    Card:
+        Range and direction: 1 to `units`; no direction is better. Cost: `samples * units^2`.
+        Control: a random-init model, and the same layer of another seed.
+        Gamed by: units of large scale, which are all that it sees: take the layer of a canonical model.
+        Not trained on, unless a term uses the activations' covariance.
 
     Args:
         activations: floating point, any leading shape.

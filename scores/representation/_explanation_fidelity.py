@@ -160,7 +160,8 @@ class LocalFidelity(Collected):
         True
     """
 
-    higher_is_better: bool | None = False
+    # Lower is better only among models that have learnt equally much: an untrained one has the lowest.
+    higher_is_better: bool | None = None
 
     def __init__(
         self,

@@ -70,7 +70,9 @@ class FeatureDimensionality(Metric):
 
     `update(weight)` once for each matrix. `compute()` gives float64 scalars: `"dimensionality"`, the mean over features
     whose vector is longer than 0.1 of the longest in its matrix, NaN if there are none; `"represented"`, their share;
-    `"random"`, the first for Gaussian vectors of the same shape and a fixed seed: the control.
+    `"random"`, the first for Gaussian vectors of the same shape and a fixed seed: the control; `"excess"`,
+    `(dimensionality - random) / (1 - random)`, 0 for an untrained matrix, 1 for orthogonal features: **the directed
+    one**, up. The others must not be compared without their control.
 
     Weights are equal on all ranks, so the first rank's stand for all and nothing is summed over ranks.
 
@@ -110,7 +112,9 @@ class FeatureDimensionality(Metric):
     def compute(self) -> dict[str, Tensor]:
         """The values by name; 0 / 0 is NaN."""
         total, count, by_chance, kept, features = self.sums
-        return {"dimensionality": total / count, "represented": count / features, "random": by_chance / kept}
+        found, chance = total / count, by_chance / kept
+        excess = torch.where(chance < 1, (found - chance) / (1 - chance), torch.nan)
+        return {"dimensionality": found, "represented": count / features, "random": chance, "excess": excess}
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Draw one result or a list of them (needs matplotlib)."""

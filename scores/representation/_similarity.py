@@ -141,7 +141,8 @@ class LinearCKA(Metric):
     """
 
     is_differentiable: bool | None = False
-    higher_is_better: bool | None = True
+    # Alike is neither good nor bad: wide untrained layers are alike.
+    higher_is_better: bool | None = None
     full_state_update: bool | None = False
     plot_upper_bound: float | None = 1.0
 

@@ -16,9 +16,13 @@ class FractionOfVarianceUnexplained(Metric):
     `h` are the primary's activations at a tap, `g` the student's prediction of them; mean and population variance of a
     unit are taken over all positions of all batches and ranks, so the value doesn't depend on how they were cut.
 
-    Range `[0, inf)`, lower = better predicted, 1 = no better than the unit's mean. A unit without variance is dead: NaN
-    per unit, left out of the mean over units; if all are dead the mean is NaN. Inflating a few easy directions lowers
-    this score while `patch_through_kl` rises: never read it alone.
+    Card:
+        Range and direction: `[0, inf)`, lower = better predicted, 1 = no better than the unit's mean. A unit without variance
+        is dead: NaN per unit, left out of the mean over units; if all are dead the mean is NaN.
+        Cost: none beyond the activations. Controls: `patch_through_kl` beside it, a random-init primary, `live_units`.
+        Gamed by: inflating a few easy directions, which lowers this score while `patch_through_kl` rises; units that die.
+        Never read it alone.
+        Trained on, where the hidden-state term is in the loss.
 
     `update(primary, student, mask=None)` takes floating `"*batch units"` twice and a bool `"*batch"`. States are
     float64 sums: a unit whose mean exceeds its standard deviation a million times counts as dead.
@@ -40,6 +44,8 @@ class FractionOfVarianceUnexplained(Metric):
         >>> score.update(primary, primary + 1.0)           # squared error 1, so 3/8
         >>> score.compute()
         tensor(0.3750, dtype=torch.float64)
+
+    Source: 1 - R^2 by unit.
     """
 
     is_differentiable: bool | None = False

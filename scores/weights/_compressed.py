@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from legibility.scores._asking import call
 from legibility.scores.imitation._temperature import match_temperature
 from legibility.scores.weights._canonical import Canonical, canonicalise
 
@@ -80,13 +81,13 @@ def compressed_size(
     logits divided by the temperature at which the full model's is lowest (with one mistake that it didn't make, the
     nearest one, added to the examples, so that there is such a temperature): flattening the answers changes nothing.
 
-    Range (0, 32 N], lower = a simpler set of weights at this loss. NaN where the loss without any weight isn't surely (3
-    standard errors) beyond tolerance: a constant model, and one that hasn't learnt. Multiplying units of ReLU-like layers, or dropping in dead ones,
-    changes nothing.
-
-    How it can be gamed: by a worse model, whose loss bears more rounding: compare at one task loss. What sparsity training optimised makes it lower: it is "trained on" in part then.
-
-    Cost: about 100 evaluations.
+    Card:
+        Range and direction: (0, 32 N], lower = a simpler set of weights at this loss. NaN where the loss without any weight
+        isn't surely (3 standard errors) beyond tolerance: a constant model, and one that hasn't learnt.
+        Cost: about 100 evaluations. Control: the same architecture untrained, which has none. Multiplying units of
+        ReLU-like layers, dropping in dead ones, and temperature change nothing.
+        Gamed by: a worse model, whose loss bears more rounding: compare at one task loss.
+        Not trained on; what sparsity training optimised makes it lower: it is "trained on" in part then.
 
     Args:
         model: any module; it isn't changed.
@@ -226,6 +227,8 @@ class _Losses:
     def _of(self, model: nn.Module, rows: Tensor) -> Tensor:
         if self.labels.is_floating_point():
             output, values = self._output(model, rows), self.labels[rows]
+            if output.shape == (*values.shape, 1):
+                output = output.squeeze(-1)
             if output.shape != values.shape:
                 shape = tuple(output.shape)
                 raise ValueError(f"`labels` must be shaped like the output {shape}, got {tuple(values.shape)}.")
@@ -248,7 +251,7 @@ class _Losses:
 
     def _output(self, model: nn.Module, rows: Tensor) -> Tensor:
         inputs = self.inputs[rows]
-        return model(inputs) if self.forward is None else self.forward(model, inputs)
+        return (call if self.forward is None else self.forward)(model, inputs)
 
 
 def _rms(weight: Tensor) -> float:

@@ -46,12 +46,15 @@ def relative_modularity(
     about .08 dense, .34 at the largest tenth), so the null shuffles the weights within each layer and is clustered in
     the same way.
 
-    Range (-inf, 1], higher = more modular; random weights of an MLP were at -.01 dense, .02 with a tenth of them, .06 with
-    3 % (dead units are dropped from the model, not from its null). NaN for weights that are
-    all zero, fewer than 2 layers in a run, more than 200 000 weights (Louvain takes minutes there). A trained network without
-    clusters is where an untrained one is: read `q_null_spread` before calling a small value anything.
-
-    How it can be gamed: by cutting a network into blocks that do the same thing.
+    Card:
+        Range and direction: (-inf, 1], higher = more modular; random weights of an MLP were at -.01 dense, .02 with a tenth
+        of them, .06 with 3 % (dead units are dropped from the model, not from its null). NaN for weights that are all
+        zero, fewer than 2 layers in a run, more than 200 000 weights (Louvain takes minutes there).
+        Cost: `restarts (1 + nulls)` clusterings. Controls: shuffled weights (inside), a random-init model. A trained
+        network without clusters is where an untrained one is: within 3 `q_null_spread` of the null a value says nothing,
+        and `structure_scores` gives none.
+        Gamed by: cutting a network into blocks that do the same thing. Rescaling units changes nothing.
+        Not trained on, unless a wiring or sparsity term took part; then in part.
 
     Args:
         model: any module, or what `canonicalise` made of it.

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from legibility.scores._inputs import check_floating
+from legibility.scores.weights._spread import hoyer
 
 ACTIVE = 1e-2
 """A weight counts as active above this absolute value."""
@@ -27,6 +28,7 @@ class SparsityOfWeights:
         dead_units: number of units whose incoming weights are all exactly zero (rows of the first dimension).
         units: number of rows.
         weights: number of weights.
+        hoyer: mean over tensors of Hoyer's measure, weighted by size, 0 to 1, higher = sparser; depends on tensors' sizes.
     """
 
     zeros: float
@@ -35,6 +37,7 @@ class SparsityOfWeights:
     dead_units: int
     units: int
     weights: int
+    hoyer: float = math.nan
 
 
 def gini(values: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
@@ -80,9 +83,15 @@ def weight_sparsity(named_weights: Iterable[tuple[str, Tensor]]) -> SparsityOfWe
     tied tensors once. Rows of the first dimension are the units (as in `nn.Linear` and `nn.ConvNd`; a transposed
     convolution has its inputs there).
 
-    Caveat: `active` and `gini` look at weights, not at the function. Scaling a ReLU unit's incoming weights up and its
-    outgoing weights down leaves the function as it is and changes both; exact zeros and dead units don't change. The
-    Gini is taken per tensor, so at least the scale of whole layers doesn't enter it.
+    Card:
+        Range and direction: shares in [0, 1]; zeros, Gini and Hoyer up = sparser, active down. Not by itself more
+        interpretable.
+        Cost: one sort of all weights. Control: a random-init model (Gini about .33 for uniform weights, .41 for Gaussian).
+        Gamed by: rescaling. `active`, `gini` and `hoyer` look at weights, not at the function: scaling a ReLU unit's
+        incoming weights up and its outgoing weights down leaves the function as it is and changes them; exact zeros and
+        dead units don't change. Give `canonicalise(model).weights.items()`. The Gini is taken per tensor, so at least the
+        scale of whole layers doesn't enter it.
+        Trained on, where a sparsity term or a proximal step took part.
 
     If every weight is zero, the model is constant and the shares and the Gini are NaN. A tensor of zeros among others
     is left out of the mean Gini.
@@ -103,13 +112,15 @@ def weight_sparsity(named_weights: Iterable[tuple[str, Tensor]]) -> SparsityOfWe
         >>> found = weight_sparsity([("head.weight", torch.tensor([[0.0, 0.0], [0.0, 3.0]]))])
         >>> found.zeros, found.active, found.gini, found.dead_units
         (0.75, 0.25, 0.75, 1)
+
+    Source: Hurley and Rickard, "Comparing measures of sparsity", 2009; Hoyer, 2004.
     """
     return _compute(_update(named_weights))
 
 
 def _update(named_weights: Iterable[tuple[str, Tensor]]) -> Tensor:
-    """Sums over tensors: zeros, active, Gini x size, size of tensors with a Gini, dead units, units, weights."""
-    sums = torch.zeros(7, dtype=torch.float64)
+    """Sums over tensors: zeros, active, Gini x size, their size, dead units, units, weights, Hoyer x size, their size."""
+    sums = torch.zeros(9, dtype=torch.float64)
     for name, weight in named_weights:
         if not weight.is_floating_point():
             raise TypeError(f"`named_weights`: '{name}' must be a floating point tensor, got {weight.dtype}.")
@@ -126,6 +137,7 @@ def _update(named_weights: Iterable[tuple[str, Tensor]]) -> Tensor:
         spread = gini(weight).item()
         dead = (weight.flatten(1) == 0).all(1)
         known = not math.isnan(spread)
+        other = hoyer(weight).item() if weight.numel() > 1 else math.nan
         sums += torch.tensor(
             [
                 int((weight == 0).sum()),
@@ -135,6 +147,8 @@ def _update(named_weights: Iterable[tuple[str, Tensor]]) -> Tensor:
                 int(dead.sum()),
                 dead.numel(),
                 weight.numel(),
+                0.0 if math.isnan(other) else other * weight.numel(),
+                0 if math.isnan(other) else weight.numel(),
             ],
             dtype=torch.float64,
         )
@@ -142,7 +156,7 @@ def _update(named_weights: Iterable[tuple[str, Tensor]]) -> Tensor:
 
 
 def _compute(sums: Tensor) -> SparsityOfWeights:
-    zeros, active, spread, spread_weights, dead, units, weights = sums.tolist()
+    zeros, active, spread, spread_weights, dead, units, weights, other, other_weights = sums.tolist()
     constant = zeros == weights
     return SparsityOfWeights(
         zeros=math.nan if constant else zeros / weights,
@@ -151,6 +165,7 @@ def _compute(sums: Tensor) -> SparsityOfWeights:
         dead_units=int(dead),
         units=int(units),
         weights=int(weights),
+        hoyer=other / other_weights if other_weights else math.nan,
     )
 
 
@@ -161,11 +176,11 @@ def _of_first_rank(stacked: Tensor) -> Tensor:
 class WeightSparsity(Metric):
     """`weight_sparsity` as a metric: `update(named_weights)` may be called once per part of the model.
 
-    `compute()` gives `{"zeros", "active", "gini", "dead_units"}` as float64 scalars (see `SparsityOfWeights`).
+    `compute()` gives `{"zeros", "active", "gini", "dead_units", "hoyer"}` as float64 scalars (see `SparsityOfWeights`).
     Weights are equal on all ranks, so the first rank's measurements stand for all and nothing is summed over ranks: a
     model whose weights are sharded must be gathered first.
 
-    No direction is set, for the four values point different ways.
+    No direction is set, for the five values point different ways.
 
     Example:
         >>> import torch
@@ -185,7 +200,7 @@ class WeightSparsity(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(7, dtype=torch.float64), dist_reduce_fx=_of_first_rank)
+        self.add_state("sums", torch.zeros(9, dtype=torch.float64), dist_reduce_fx=_of_first_rank)
 
     def update(self, named_weights: Iterable[tuple[str, Tensor]]) -> None:
         """Add some of the model's weights, as pairs of name and tensor."""
@@ -195,6 +210,7 @@ class WeightSparsity(Metric):
         """The measurements by name."""
         found = _compute(self.sums)
         values = {"zeros": found.zeros, "active": found.active, "gini": found.gini, "dead_units": found.dead_units}
+        values |= {"hoyer": found.hoyer}
         device = self.sums.device
         return {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in values.items()}
 

@@ -1,11 +1,13 @@
 """Other ways to say that a few numbers carry most: Hoyer's measure, and how many units are at work at a time."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from legibility.scores._collected import LIMIT, Collected
 from legibility.scores._inputs import check_floating, check_mask
 
 
@@ -52,6 +54,13 @@ def activation_l0(
     `live_units`. With `threshold` 0 it counts exact nonzeros, which only rectifying activations make rare; relative to
     each unit's own RMS it doesn't change when units are rescaled.
 
+    Card:
+        Range and direction: [0, 1]; fewer at a time is easier to look at, but no direction is better by itself: an
+        untrained rectified layer has about 1/2, a dying one less. Cost: none beyond the activations.
+        Control: a random-init model, and `live_units`. Gamed by: units that died, and by smearing one concept over
+        several that are rarely on. Temperature and rescaled units change nothing.
+        Not trained on, unless a term made activations sparse.
+
     Args:
         activations: floating point, any leading shape.
         mask: positions that count; None means all.
@@ -69,6 +78,8 @@ def activation_l0(
         >>> from legibility.scores import activation_l0
         >>> activation_l0(torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 3.0], [0.0, 1.0]]))  # (1 + 0 + 2 + 1) / 8
         0.5
+
+    Source: lifetime sparsity as in Willmore and Tolhurst, "Characterizing the sparseness of neural codes", 2001.
     """
     check_floating(activations, "activations")
     check_mask(mask, activations)
@@ -82,3 +93,39 @@ def activation_l0(
     if not bool((size > 0).any()):
         return math.nan
     return float((exact.abs() > threshold * size).double().mean())
+
+
+class ActivationL0(Collected):
+    """`activation_l0` over everything that `update` was given (its card is there), ranks one after the other.
+
+    `update(activations, mask=None)`; `compute()` gives the share, a float64 scalar.
+
+    Args:
+        threshold: in units of each unit's RMS, at least 0.
+        limit: examples kept on each process.
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> import torch
+        >>> from legibility.scores import ActivationL0
+        >>> score = ActivationL0()
+        >>> score.update(torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 3.0], [0.0, 1.0]]))
+        >>> score.compute().item()
+        0.5
+    """
+
+    higher_is_better: bool | None = None
+
+    def __init__(self, *, threshold: float = 0.0, limit: int = LIMIT, **kwargs: Any) -> None:
+        super().__init__(("activations", "mask"), limit=limit, **kwargs)
+        self.threshold = threshold
+
+    def update(self, activations: Tensor, mask: Tensor | None = None) -> None:
+        """Add a batch of activations, and which positions count."""
+        self.keep({"activations": activations, "mask": mask})
+
+    def compute(self) -> Tensor:
+        """The share of units at work."""
+        activations = self.needed("activations")
+        found = activation_l0(activations, mask=self.gathered("mask"), threshold=self.threshold)
+        return torch.tensor(found, dtype=torch.float64, device=activations.device)

@@ -23,6 +23,7 @@ class WiringCost:
         value: `cost / null`, lower = wires are shorter than those of the same weights in other places.
         cost: mean length of the connections, weighted by `|w|`; each layer's units stand evenly on [0, 1].
         null: mean of the same over shuffled weights.
+        null_spread: their standard deviation.
         as_given: the cost with units in the model's own order; 1/3 for weights without any order.
         reason: why there is no value.
     """
@@ -30,6 +31,7 @@ class WiringCost:
     value: float = math.nan
     cost: float = math.nan
     null: float = math.nan
+    null_spread: float = math.nan
     as_given: float = math.nan
     reason: str | None = None
 
@@ -43,12 +45,15 @@ def wiring_cost(model: nn.Module | Canonical, *, nulls: int = 5, seed: int = 0) 
     it starts from the spectral order of the graph and ends in a local optimum, for the model and its null alike. Of
     several runs of layers the largest counts.
 
-    Range [0, inf), lower = more local; about 1 for random weights. Sparse weights have short wires by themselves, which
-    the null (weights shuffled within each layer, relabelled in the same way) takes off. NaN for weights that are all
-    zero, fewer than 2 layers in a run, or layers of more than 2048 units.
-
-    How it can be gamed: as modularity, by blocks that do the same thing. What trained with a wiring penalty is trained on
-    this.
+    Card:
+        Range and direction: [0, inf), lower = more local; about 1 for random weights. NaN for weights that are all zero,
+        fewer than 2 layers in a run, or layers of more than 2048 units.
+        Cost: `1 + nulls` placements, each some assignment problems of the layers' widths.
+        Controls: weights shuffled within each layer and relabelled in the same way (inside), for sparse weights have short
+        wires by themselves; a random-init model. Within 3 `null_spread` of the null a value says nothing, and
+        `structure_scores` gives none.
+        Gamed by: blocks that do the same thing. Rescaling and relabelling units changes (next to) nothing.
+        Trained on, where a wiring penalty took part.
 
     Args:
         model: any module, or what `canonicalise` made of it.
@@ -85,12 +90,14 @@ def wiring_cost(model: nn.Module | Canonical, *, nulls: int = 5, seed: int = 0) 
     if widest > MOST_UNITS:
         return WiringCost(reason=f"a layer has {widest} units, {MOST_UNITS} can be placed in reasonable time")
     draw = torch.Generator().manual_seed(seed)
-    null = sum(_placed(shuffled(layers, draw)) for _ in range(nulls)) / nulls
+    of_null = torch.tensor([_placed(shuffled(layers, draw)) for _ in range(nulls)], dtype=torch.float64)
+    null = float(of_null.mean())
     cost = _placed(layers)
     return WiringCost(
         value=cost / null if null > 0 else math.nan,
         cost=cost,
         null=null,
+        null_spread=float(of_null.std()) if nulls > 1 else math.nan,
         as_given=_cost(layers, [_line(n) for n in _sizes(layers)]),
     )
 

@@ -24,7 +24,7 @@ LAUNCHED = {
     "lightning.pytorch": [*DDP, "by hand: two optimizers", "by hand: two backwards through one forward"],
     "pytorch_lightning": [*FSDP2, *TENSOR_PARALLEL, *(f"FSDP2 by hand: {name}" for name in [*ONE_MODEL, *GANS])],
 }
-BESIDE = {"lightning.pytorch": ["report: DDP", "split life"], "pytorch_lightning": ["report: FSDP2"]}
+BESIDE = {"lightning.pytorch": ["report: DDP", "split life"], "pytorch_lightning": ["report: FSDP2", "FSDP1"]}
 LOW = ("bf16-mixed", "FSDP2, bf16")
 
 
@@ -90,6 +90,16 @@ def test_ranks_do_what_is_written_out(name: str, ranks: Launched) -> None:
         for student, weights in rank["students"].items():
             # Adam enlarges rounding where a gradient is nearly zero; one step is 1e-2 or 3e-2.
             _close(weights, expected["students"][student], 1e-5, 5e-2 if share else 0.0)
+
+
+def test_fsdp1_does_what_is_written_out(ranks: Launched) -> None:
+    expected = written_out(Scenario())
+    assert all(expected["active"].values()), "the term was never there"
+    for rank in ranks["FSDP1"]:
+        assert rank["left"] == [] and rank["active"] == expected["active"]
+        _close(rank["weights"], expected["weights"], 1e-6, 0.0)
+        for student, weights in rank["students"].items():
+            _close(weights, expected["students"][student], 1e-5, 0.0)
 
 
 def test_split_ranks_have_students_of_their_own(ranks: Launched) -> None:

@@ -1,5 +1,6 @@
 """A run's folder: one process at a time, a dead one holds nothing, what a killed one left goes."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -49,6 +50,19 @@ def test_a_claim_is_waited_for_and_ends_with_its_process(tmp_path: Path) -> None
     assert f"process {os.getpid()} " in (tmp_path / ".lock").read_text()
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_disk_without_locks_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with claimed(tmp_path, pytest.fail) as waited:
+        assert not waited
+    number = errno.EIO  # what `refuse` raises from now on: a disk that is broken is another matter
+    with pytest.raises(OSError, match="Input/output"), claimed(tmp_path, pytest.fail):
+        pytest.fail("inside")
+
+
 def test_a_run_that_another_process_finished_meanwhile_is_not_run_again(toy: Path) -> None:
     (job,) = plan(["./toy.py"], arms=["plain"], seeds=[0], out=Path("runs"))
     assert run(job) == ""
@@ -73,11 +87,13 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_run_again(toy: Pat
     (job.folder / "digest.txt").unlink()
     write_failure(job.folder, job.digest, "Traceback\nValueError: no")
     other = holder(job.folder)
-    with pytest.raises(RuntimeError, match="it failed in another process"):
-        run(job, tell=tell)
+    with pytest.raises(RuntimeError, match="it failed in another process: ValueError: no"):
+        run(job, tell=tell, again=True)
     other.wait()
-    # Nobody else is at it: it is run, whatever lies there.
-    assert run(job) == ""
+    # It had failed before this process came to it: again only if asked to.
+    with pytest.raises(RuntimeError, match="it failed in another process: ValueError: no"):
+        run(job)
+    assert run(job, again=True) == ""
     assert job.state() == "finished"
 
 

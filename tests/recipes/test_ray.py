@@ -46,18 +46,19 @@ def test_trials_leave_the_records_that_a_run_leaves(
 ) -> None:
     text = toy.read_text().replace('{"decay": 0.5}', '{"fail": True}')
     control = (
+        '    base=Base("plain", 2),\n'
         '    controls={"raw": Control("random-init", "plain"), "no": Control("random-init", "decay")},\n    presets={'
     )
     toy.write_text(text.replace("    presets={", control))
     jobs = plan(["./toy.py"], seeds=[0], out=Path("runs"))
     assert ray_sweep(jobs, 2, Console()) == 1
     printed = capsys.readouterr().out
-    assert "3 of 5 runs are finished." in printed
+    assert "4 of 6 runs are finished." in printed
     assert "decay/seed-0: FloatingPointError: this arm always fails" in printed
     assert "no/seed-0: it was not run" in printed
-    assert sorted(job.arm for job in jobs if job.state() == "finished") == ["other", "plain", "raw"]
+    assert sorted(job.arm for job in jobs if job.state() == "finished") == ["base", "other", "plain", "raw"]
     assert ray_sweep(plan(["./toy.py"], arms=["raw"], seeds=[0], out=Path("runs")), 2, Console()) == 0
-    (alone,) = plan(["./toy.py"], arms=["other"], seeds=[0], out=Path("alone"))
-    run(alone)
+    for alone in plan(["./toy.py"], arms=["other"], seeds=[0], out=Path("alone")):
+        run(alone)
     records = [json.loads(Path(out, "toy/quick/other/seed-0/record.json").read_text()) for out in ("runs", "alone")]
     assert records[0] == records[1]

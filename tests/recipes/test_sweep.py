@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from legibility.recipes._plan import Job, plan
+from legibility.recipes._plan import Job, plan, unfinished
 from legibility.recipes._pool import Event, run_all
 from legibility.recipes._sweep import _Screen, cores
 
@@ -176,11 +176,35 @@ def test_two_sweeps_of_one_folder_share_the_runs(toy: Path) -> None:
     )
     command = [sys.executable, "-m", "legibility.recipes._cli", "sweep", "./toy.py", "--jobs", "1"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    printed = [process.communicate(timeout=200)[0] for process in both]
+    printed = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
     fits = Path("fits.txt").read_text().splitlines()
     assert sorted(fits) == sorted(f"{arm} {seed}" for arm in ("plain", "decay", "other") for seed in (0, 1))
     assert len(records()) == 6
+
+
+def test_a_sweep_that_looked_before_the_other_began_and_starts_when_it_is_done_runs_nothing(toy: Path) -> None:
+    # The widest gap that two sweeps can have between look and claim: torch's import alone is longer than all toy runs.
+    edit(toy, '{"decay": 0.5}', '{"fail": True}')
+    edit(
+        toy,
+        "    def training_step(",
+        '    def on_fit_start(self):\n        open("fits.txt", "a").write(".")\n\n    def training_step(',
+    )
+    todo = unfinished(plan(["./toy.py"], out=Path("runs")))
+    first = run_all(todo, 1, lambda event: None)
+    assert {folder.parent.name for folder in first} == {"decay"} and len(first) == 2
+    stamps = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("record.json")}
+    heard: list[Event] = []
+    second = run_all(todo, 2, lambda event: heard.append(event) if event else None)
+    assert Path("fits.txt").read_text() == "......", "every run was fitted once, failed ones too"
+    assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("record.json")} == stamps and len(stamps) == 4
+    assert {event.text for event in heard if event.kind == "done"} == {"by another process"}
+    assert second.keys() == first.keys()
+    assert all("failed in another process: FloatingPointError: this arm always" in why for why in second.values())
+    # By choice, what failed is run again, and nothing else.
+    run_all(todo, 1, lambda event: None, again=first)
+    assert Path("fits.txt").read_text() == "........"
 
 
 def test_a_sweep_killed_at_random_is_the_one_left_alone(toy: Path) -> None:
@@ -210,5 +234,8 @@ def test_time_left_is_of_whole_runs_and_says_less_than_it_knows_before(
     screen.hear(Event("started", jobs[2]))
     # One of 18 s has begun just now, one is 20 s old, three wait: 4 x 18 s on two processes.
     assert screen._left() == "about 36 s left"
+    screen.hear(Event("started", jobs[4]))
+    screen.hear(Event("done", jobs[4], "by another process", seconds=0.1))
+    assert screen._left() == "about 27 s left", "nor does one that another process did"
     screen.hear(Event("failed", jobs[3], "what it needs failed before"))
-    assert screen._left() == "about 27 s left", "what never ran says nothing of how long a run takes"
+    assert screen._left() == "about 18 s left", "what never ran says nothing of how long a run takes"

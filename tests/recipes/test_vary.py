@@ -1,5 +1,6 @@
 """Arms at other strengths: what is multiplied, what is named how, what comes along."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,19 @@ def test_every_strength_of_an_arm_is_multiplied_and_nothing_else() -> None:
     assert arm.callbacks == [callback(0.5, heal=0.2), callback(2.0), {"class_path": "a.C"}]
     assert arm.config == {"model": {"x": 1}}
     assert RECIPE.arms["two"].callbacks[0]["init_args"]["strength"] == 2.0
+
+
+def test_strengths_by_pattern_are_multiplied_one_by_one() -> None:
+    by_pattern = {"net.0.*": 100.0, "net.3.*": 200, "head.*": 0.0}
+    mine = replace(RECIPE, arms={"plain": Arm(), "each": Arm(callbacks=[callback(by_pattern)])}, controls={})
+    varied, wanted = vary(mine, None, [0.5])
+    assert wanted is None
+    expected = callback({"net.0.*": 50.0, "net.3.*": 100.0, "head.*": 0.0})
+    assert varied.arms["each-x0.5"].callbacks == [expected]
+    for nothing in ({}, {"a": 0.0}, {"a": True}, {"a": 1.0, "b": "auto"}):
+        assert not has_strength(Arm(callbacks=[callback(nothing)]))
+    jobs = plan(["digits"], arms=["reweighted-heal-light"], strengths=[2.0], seeds=[0], out=Path("runs"))
+    assert [job.arm for job in jobs] == ["reweighted-heal-light", "reweighted-heal-light-x2"]
 
 
 def test_controls_of_an_arm_come_with_its_variants() -> None:

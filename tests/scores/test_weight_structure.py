@@ -1,5 +1,6 @@
 """Modularity, wiring cost, and the measures of sparsity, against their analytic values."""
 
+import copy
 import itertools
 import math
 from typing import Any
@@ -15,6 +16,7 @@ from legibility.scores import (
     hoyer,
     modularity,
     normalised_cut,
+    path_crosstalk,
     relative_modularity,
     weight_sparsity,
     wiring_cost,
@@ -221,3 +223,57 @@ def test_sparsity_of_canonical_weights_doesnt_change_with_rescaling() -> None:
         for net in (mlp(8, 12, 5), rescaled(mlp(8, 12, 5)))
     ]
     assert abs(raw[0].gini - raw[1].gini) > 0.05
+
+
+def crossing(outputs_of_unit: Tensor) -> Any:
+    """Four inputs, each read by one unit; units speak to outputs as given, (outputs, units)."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(4))
+        net[2].weight.copy_(outputs_of_unit)
+    return net
+
+
+def test_crosstalk_by_hand() -> None:
+    inputs = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    assert path_crosstalk(crossing(torch.eye(4)), inputs).crosstalk == 0.0
+    assert path_crosstalk(crossing(torch.ones(4, 4)), inputs).crosstalk == pytest.approx(1.0)
+    # Each unit speaks to two of four: 1/2 of the pairs of paths end at different outputs, of 3/4 at most.
+    pairs = torch.block_diag(torch.ones(2, 2), -torch.ones(2, 2))
+    assert path_crosstalk(crossing(pairs), inputs).crosstalk == pytest.approx(2 / 3)
+
+
+def test_crosstalk_counts_paths_only_while_their_units_are_at_work() -> None:
+    net = crossing(torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]]))
+    with torch.no_grad():
+        net[0].weight[1] = net[0].weight[2] = torch.eye(4)[1]  # input 1 speaks through 1 and 2
+    inputs = torch.zeros(64, 4)
+    inputs[:, [0, 3]] = torch.rand(64, 2, generator=torch.Generator().manual_seed(0))
+    inputs[:, 1] = torch.where(torch.arange(64) % 2 == 0, 1.0, -1.0)
+    both = path_crosstalk(net, inputs)
+    with torch.no_grad():
+        net[0].bias.copy_(torch.tensor([0.0, 0.0, -5.0, 0.0]))  # unit 2 never is at work now
+    assert both.crosstalk > 0.1 and path_crosstalk(net, inputs).crosstalk == pytest.approx(0.0, abs=1e-12)
+
+
+def test_crosstalk_of_rescaled_dropped_and_flattened_units() -> None:
+    images = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net: Any = nn.Sequential(
+            nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)
+        )
+    found = path_crosstalk(net, images)
+    assert 0 < found.crosstalk < 1 and 0 < found.null_lowest <= found.null <= 1
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        twin[0].weight.mul_(8.0), twin[0].bias.mul_(8.0), twin[3].weight.div_(8.0)
+    assert path_crosstalk(twin, images).crosstalk == pytest.approx(found.crosstalk, abs=1e-6)
+    with torch.no_grad():
+        net[5].weight[:, 2:] = 0.0  # six of eight units are read by nobody
+        net[3].weight[:, :4] = 0.0  # nor is a channel
+    assert 0 < path_crosstalk(net, images).crosstalk <= 1
+    with torch.no_grad():
+        net[5].weight.zero_()
+    assert math.isnan(path_crosstalk(net, images).value) and path_crosstalk(net, images).reason
+    assert path_crosstalk(nn.Linear(4, 3), images[:, 0, 0]).reason.startswith("no two layers follow")

@@ -74,7 +74,7 @@ def test_marks_have_a_legend(record: Make, score: Callable[..., ScoreEntry]) -> 
     runs += [record("a", s, 2.1 + s / 1e4, trained) for s in (0, 1)]
     text = shown(compare(runs), 100)
     assert "-50.0 ±0.0 %†" in text and "† trained on this score" in text
-    assert "-50.0 ±0.0 %‡" in text and "‡ better, but at a worse task loss" in text
+    assert "-50.0 ±0.0 %‡" in text and "‡ better, but at a task loss that no control matches" in text
     assert "missing in all" in text and "no head" in text
     plain = shown(compare(runs[:2]), 100)
     assert "†" not in plain and "‡" not in plain and "○" not in plain

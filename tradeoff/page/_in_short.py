@@ -15,9 +15,10 @@ _NAMED = 6
 _SIZELESS: tuple[Outcome, ...] = ("missing", "no difference")
 
 _MEANINGS: dict[Outcome, str] = {
-    "gain": "Better than the baseline beyond seed noise, and better than its control or at no worse task loss.",
+    "gain": "Better than the baseline, and than its control or at a better task loss; sure among all comparisons here.",
+    "unsure": "The same by each interval for itself, but chance alone would show some such among so many comparisons.",
     "no gain over control": "Better than the baseline, but its control at the same task loss does as well.",
-    "unmatched": "Better, but at a worse task loss that no control stands at: by itself no gain.",
+    "unmatched": "Better, but at a task loss that no control stands at and that isn't surely lower: by itself no gain.",
     "trained on": "Better at what the run was trained on: no evidence.",
     "worse": "Worse than the baseline beyond seed noise.",
     "changed": "Different from the baseline beyond seed noise; neither way is better.",

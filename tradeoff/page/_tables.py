@@ -26,6 +26,7 @@ from legibility.tradeoff.page._in_short import has_tripped
 
 MARKS: dict[Outcome, str] = {
     "gain": "✓",
+    "unsure": "?",
     "worse": "✗",
     "unmatched": "‡",
     "no gain over control": "=",
@@ -92,7 +93,8 @@ def footnotes(section: Section) -> list[str]:
     }
     spread = (
         "±: half the 95 % t interval over seeds (pp: percentage points); with one seed there is none. Intervals are per"
-        " comparison, not corrected for the number of scores and arms."
+        " comparison; only what is called a gain or a difference at equal task loss is corrected for the number of tests"
+        " (Holm)."
     )
     notes = [spread]
     if any(arm.control_of is not None for arm in section.arms):
@@ -101,8 +103,11 @@ def footnotes(section: Section) -> list[str]:
             " reaches beyond its control."
         )
     meanings: dict[Outcome, str] = {
-        "gain": "better beyond seed noise, and better than its control or at no worse task loss",
-        "unmatched": "better, but at a worse task loss that no control stands at: by itself no gain",
+        "gain": "better, and better than its control or at a better task loss: p below .05 after Holm's adjustment over"
+        " all arms and scores of this table",
+        "unsure": "the same by each interval for itself, but not after the adjustment",
+        "unmatched": "better, but at a task loss that no control stands at and that isn't lower beyond seed noise: by"
+        " itself no gain",
         "no gain over control": "better than the baseline, but not than the control at the same task loss",
         "worse": "worse beyond seed noise",
         "no difference": "no difference beyond seed noise: the interval holds zero",

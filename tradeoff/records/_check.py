@@ -11,9 +11,11 @@ import sys
 import types
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from legibility.tradeoff._record import SCHEMA, RunRecord
+
+_Any = TypeVar("_Any")
 
 FAMILY_OF_SCHEMAS = SCHEMA.partition("/")[0]
 
@@ -64,6 +66,19 @@ def check(payload: Any, file: str) -> RunRecord:
             raise ValueError(f"{file}: `scores[{index}]`: {entry.name!r} of family {entry.family!r} is there twice")
         seen.add((entry.name, entry.family))
     return record
+
+
+def built(cls: Callable[..., _Any], payload: Any, file: str) -> _Any:
+    """A dataclass from what JSON read, every field checked as those of run records are.
+
+    Raises:
+        ValueError: names file, field, what was expected and what came.
+    """
+    try:
+        found: _Any = _reader(cls)(payload)
+    except _UnfitError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return found
 
 
 def _way_out(schema: Any) -> str:
@@ -156,7 +171,7 @@ def _object_reader(cls: Any) -> _Read:
             raise _wrong("an object", value)
         if unknown := sorted(value.keys() - fields.keys()):
             listed = ", ".join(fields)
-            raise _UnfitError(f"`{{}}` is no field of {SCHEMA}; fields here: {listed}", f".{unknown[0]}")
+            raise _UnfitError(f"`{{}}` is no field of {_format_of(cls)}; fields here: {listed}", f".{unknown[0]}")
         for name in fields:
             if name in needed and name not in value:
                 raise _UnfitError("field `{}` is missing; was the file edited by hand?", f".{name}")
@@ -170,6 +185,10 @@ def _object_reader(cls: Any) -> _Read:
         return cls(**result)
 
     return read
+
+
+def _format_of(cls: Any) -> str:
+    return SCHEMA if cls.__module__ == RunRecord.__module__ else cls.__name__
 
 
 def _string(value: Any) -> str:

@@ -41,7 +41,7 @@ class _Square:
         self.events.append("backward")
         return nullcontext(self._penalty())
 
-    def after_step(self, batch: Any) -> Penalty | None:
+    def after_step(self, batch: Any, loss: Tensor | None) -> Penalty | None:
         self.events.append("after")
         return self._penalty()
 

@@ -56,7 +56,8 @@ def test_equals_a_loop_written_by_hand(
     module = make_module(pl, optimizer=optimizer)
     trainer(L1Sparsity(2.0, reweighted=reweighted, heal=heal), max_epochs=3).fit(module, loader())
     expected = by_hand(2.0, reweighted=reweighted, heal=heal, epochs=3, optimizer=optimizer)
-    torch.testing.assert_close(weights_of(module.net), weights_of(expected), rtol=1e-5, atol=1e-7)
+    # Near its threshold a reweighted weight multiplies what the order of two roundings leaves.
+    torch.testing.assert_close(weights_of(module.net), weights_of(expected), rtol=1e-5, atol=1e-6)
     assert (weights_of(module.net) == 0).sum() > 100
 
 

@@ -1,0 +1,48 @@
+"""Whether a model has learnt anything: scores that untrained models win have no value for one that hasn't."""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from legibility.scores._divergence import LEAST_INFORMATION, information_bits
+from legibility.scores._material import Material
+from legibility.scores._measure import Reading
+from legibility.scores.imitation._queries import Queries
+
+CHANCE = 3.0
+"""Standard deviations of a null within which a difference from it is no difference."""
+
+_SURE = 3.0  # standard errors
+
+
+def why_unlearnt(queries: Queries) -> str | None:
+    """Why a model counts as untrained; None if it doesn't.
+
+    Where labels are known: it isn't surely right more often than whoever always says the commonest label. Elsewhere: its
+    answers carry less than .05 bits about the input.
+    """
+    logits = queries.logits[queries.counted]
+    if queries.labels is None:
+        information = information_bits(logits)
+        if information < LEAST_INFORMATION:
+            return f"the model is as good as constant: its answers carry {information:.2g} bits about the input"
+        return None
+    true = queries.labels[queries.counted.to(queries.labels.device)].to(logits.device)
+    accuracy = float((logits.argmax(-1) == true).double().mean())
+    commonest = float(torch.bincount(true).max()) / len(true)
+    if accuracy <= commonest + _SURE * math.sqrt(commonest * (1 - commonest) / len(true)):
+        return (
+            f"the model is right in {accuracy:.3f}, the commonest label in {commonest:.3f}: it hasn't learnt the task"
+        )
+    return None
+
+
+def if_learnt(take: Callable[[Material], Reading]) -> Callable[[Material], Reading]:
+    """A measurement that has no value for an untrained model."""
+
+    def gated(material: Material) -> Reading:
+        unlearnt = why_unlearnt(material.queries)
+        return take(material) if unlearnt is None else Reading(math.nan, unlearnt)
+
+    return gated

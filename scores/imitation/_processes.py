@@ -1,0 +1,54 @@
+"""Fits of networks side by side, each in a process of its own: Python's lock would keep threads waiting for each other."""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+def in_processes(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Result]:
+    """`work(*arguments)` of each, in order, `jobs` at a time; the same numbers as one after the other.
+
+    Each process computes with as many threads as this one, for sums depend on how they are split.
+
+    Args:
+        work: a function of a module.
+        arguments: of each call; they are pickled.
+        jobs: processes, at least 1; with 1, or a single call, everything happens here.
+
+    Raises:
+        ImportError: without joblib, for more than one.
+    """
+    if jobs == 1 or len(arguments) < 2:
+        for each in arguments:
+            yield work(*each)
+        return
+    try:
+        joblib = importlib.import_module("joblib")
+    except ImportError as error:
+        raise ImportError(
+            '`jobs` above 1 needs joblib: pip install "legibility[sklearn]", or pass `jobs=1`.'
+        ) from error
+    threads = torch.get_num_threads()
+    # Tensors as they are: memory-mapped arrays would be read-only.
+    parallel = joblib.Parallel(n_jobs=jobs, backend="loky", return_as="generator", max_nbytes=None)
+    yield from parallel(joblib.delayed(_with_threads)(threads, work, each) for each in arguments)
+
+
+def _with_threads(threads: int, work: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+    torch.set_num_threads(threads)
+    return work(*arguments)
+
+
+def checked_jobs(jobs: int | None) -> int:
+    """How many networks are fitted at a time.
+
+    Raises:
+        ValueError: for fewer than 1.
+    """
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"`jobs` must be at least 1, got {jobs}.")
+    return 1 if jobs is None else jobs
