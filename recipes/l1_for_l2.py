@@ -3,7 +3,7 @@
 The premise of `L1InsteadOfL2`, put to the test: the MLP, the splits and the tuned settings of `digits`; L2 alone and
 dropout alone are the tuned pair with one of them taken away. Measured on the test split, per hidden layer, mean over the two:
 
-- selectivity: how much of a unit's variance its best digit (against the rest) explains, mean over live units; coverage: the
+- digit_selectivity: how much of a unit's variance its best digit (against the rest) explains, mean over live units; coverage: the
   share of digits that some unit means (explains half of it); completeness: each digit is spoken of by few units;
 - dimensionality: the share of a dimension that each feature has for itself in the weights that write it, in canonical
   form, and represented, the share of features that are written at all;
@@ -49,7 +49,7 @@ class UnitScores(Callback):
             control = unit_scores(pl_module.net, pixels, digits)
         entries = [
             ScoreEntry(
-                name, value, "units" if name == "live_units" else "share", _DIRECTIONS.get(name, "higher"),
+                name, value, "units" if name == "digit_live_units" else "share", _DIRECTIONS.get(name, "higher"),
                 control[name], "random-init", trained_on=False, reason="no unit varies" if math.isnan(value) else None,
             )
             for name, value in found.items()
@@ -58,7 +58,7 @@ class UnitScores(Callback):
         save_record(report.record, report.path)
 
 
-_DIRECTIONS: dict[str, Any] = {"selectivity_permuted": None, "selectivity_rotated": None, "live_units": None}
+_DIRECTIONS: dict[str, Any] = {"digit_selectivity_permuted": None, "digit_selectivity_rotated": None, "digit_live_units": None}
 
 
 @torch.no_grad()
@@ -74,19 +74,20 @@ def unit_scores(net: nn.Sequential, pixels: Tensor, digits: Tensor) -> dict[str,
         turned = monosemanticity(hidden @ torch.linalg.qr(noise).Q, concepts)
         rows.append(
             {
-                "selectivity": found.selectivity,
-                "selectivity_permuted": found.permuted_selectivity,
-                "selectivity_rotated": turned.selectivity,
-                "coverage": found.coverage,
-                "completeness": found.completeness,
-                "live_units": float(found.live),
+                "digit_selectivity": found.selectivity,
+                "digit_selectivity_permuted": found.permuted_selectivity,
+                "digit_selectivity_rotated": turned.selectivity,
+                "digit_coverage": found.coverage,
+                "digit_completeness": found.completeness,
+                "digit_live_units": float(found.live),
             }
         )
     shared = FeatureDimensionality()
     for name, weight in canonicalise(net).weights.items():
-        if not name.startswith("6"):  # what pixels and first units write; the last layer writes logits
+        # What pixels and first units write; the last layer writes logits. Units without influence are gone.
+        if not name.startswith("6") and weight.numel() > 0:
             shared.update(weight.T)
-    values = {name: float(value) for name, value in shared.compute().items() if name != "random"}
+    values = {f"feature_{name}": float(value) for name, value in shared.compute().items() if name != "random"}
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} | values
 
 
