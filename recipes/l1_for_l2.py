@@ -58,7 +58,11 @@ class UnitScores(Callback):
         save_record(report.record, report.path)
 
 
-_DIRECTIONS: dict[str, Any] = {"digit_selectivity_permuted": None, "digit_selectivity_rotated": None, "digit_live_units": None}
+_DIRECTIONS: dict[str, Any] = {
+    "digit_selectivity_permuted": None,
+    "digit_selectivity_rotated": None,
+    "digit_live_units": None,
+}
 
 
 @torch.no_grad()

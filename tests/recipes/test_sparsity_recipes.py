@@ -5,6 +5,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_every_method_has_four_strengths(name: str) -> None:
 def test_the_rival_prunes_step_by_step_and_all_matrices_alike() -> None:
     """Also the output projection of an attention, whose weight is read without a call."""
     torch.manual_seed(0)
-    model = SparseChars()
+    model: Any = SparseChars()
     shares: list[float] = []
 
     def zeros() -> float:
@@ -64,7 +65,7 @@ def test_the_rival_prunes_step_by_step_and_all_matrices_alike() -> None:
         shares.append(float(torch.cat([(w == 0).flatten() for w in out]).float().mean()))
         return loss
 
-    model.training_step = step  # type: ignore[method-assign]
+    model.training_step = step
     batch = (torch.randint(128, (2, 64)), torch.randint(128, (2, 64)))
     trainer = Trainer(
         max_epochs=5, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -85,7 +86,7 @@ def test_the_rate_rises_holds_and_falls() -> None:
 
 
 def _net(first: torch.Tensor) -> nn.Sequential:
-    net = nn.Sequential(
+    net: Any = nn.Sequential(
         *(nn.Linear(64, 128), nn.ReLU(), nn.Dropout(0.5)), *(nn.Linear(128, 128), nn.ReLU(), nn.Dropout(0.5)),
         nn.Linear(128, 10),
     )  # fmt: skip
@@ -94,7 +95,8 @@ def _net(first: torch.Tensor) -> nn.Sequential:
         net[0].bias.zero_()
         net[3].weight.copy_(torch.eye(128))
         net[3].bias.zero_()
-    return net
+    chain: nn.Sequential = net
+    return chain
 
 
 def test_units_that_mean_one_digit_each_score_higher_than_any_mixture_of_them() -> None:

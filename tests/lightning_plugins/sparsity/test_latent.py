@@ -118,7 +118,7 @@ def test_what_does_not_go_together() -> None:
 @pytest.fixture
 def sharded() -> Iterator[nn.Parameter]:
     """A weight whose columns are spread over the ranks, of which there is one."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
         yield nn.Parameter(distribute_tensor(torch.randn(6, 6), mesh, [Shard(1)]))
