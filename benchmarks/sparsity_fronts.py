@@ -127,7 +127,7 @@ def draw(
         axes.set_ylim(top=top)
     axes.set(xlabel="exact zeros, share of the weights", ylabel="task loss, nats (lower is better)", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=8, ncols=2, loc="upper left")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
