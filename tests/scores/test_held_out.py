@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from legibility.scores import (
     PROTOCOL,
+    Estimator,
     Queries,
     TreeEstimator,
     error_predictability,
