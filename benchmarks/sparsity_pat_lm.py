@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from sparsity_pat import PatStep, pat
 
+from legibility.recipes import Arm, Preset, Recipe
 from legibility.recipes.sparsity_lm import SparseChars, learning_rate
 
 

@@ -141,6 +141,7 @@ def main() -> None:
     variants: dict[str, Any] = {
         "proximal": lambda: L1Sparsity(1.0, reweighted=False, heal=0.0, total_steps=1000),
         "reweighted": lambda: L1Sparsity(100.0, heal=0.0, total_steps=1000),
+        "latent": lambda: L1Sparsity(4.0, reweighted=False, heal=0.0, total_steps=1000, latent=True),
         # In the middle of its way, which takes 10,000 steps.
         "top-k, 10 %": lambda: TopKSparsity(0.9, schedule=Schedule([(0.0, 0.5), (1.0, 1.0)]), total_steps=10_000),
     }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from legibility.lightning_plugins.foundation._callback import (
     LegibilityCallback,
+    check_positive,
     check_strength,
     is_logging_step,
     no_autocast,
@@ -23,6 +24,7 @@ from legibility.lightning_plugins.foundation._injector import Penalty, injector_
 from legibility.lightning_plugins.foundation._manual_optimization import ManualOptimization, manual_optimization
 from legibility.lightning_plugins.foundation._recorder import match_names, modules_by_name, recomputing
 from legibility.lightning_plugins.foundation._trees import tensors_in
+from legibility.lightning_plugins.sparsity._ascent import READINGS, Ascent
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.losses import activation_l1, rectified_l1, tail_energy
 
@@ -52,12 +54,16 @@ class ActivationSparsity(LegibilityCallback):
         kind: Which value.
         k: For "top_k": how many activations of an example are free.
         schedule: Level over the whole fit; where the trainer can't tell its length, that at the start.
+        loss_budget: Highest value of ``monitor`` that sparsity may cost: ``strength`` is multiplied by a factor that rises
+            while the loss is below it (:class:`~legibility.lightning_plugins.sparsity._ascent.Ascent`).
+        monitor: Name of a logged loss, for ``loss_budget``.
 
     Raises:
         ValueError: Before the first optimizer step: a strength that is negative or NaN, a pattern that matches nothing,
-            a module that does not run where others do, ``k`` without "top_k" or larger than the number of units.
+            a module that does not run where others do, ``k`` without "top_k" or larger than the number of units, one of
+            ``loss_budget`` and ``monitor`` without the other, a budget in a fit of unknown length.
 
-    Logs ``legibility/activation/<kind>`` (unweighted) and ``legibility/activation/strength``.
+    Logs ``legibility/activation/<kind>`` (unweighted) and ``legibility/activation/strength``, the factor included.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -74,6 +80,9 @@ class ActivationSparsity(LegibilityCallback):
         kind: Kind = "l1",
         k: int | None = None,
         schedule: Schedule | None = None,
+        *,
+        loss_budget: float | None = None,
+        monitor: str | None = None,
     ) -> None:
         super().__init__()
         self.strength = check_strength(strength)
@@ -85,6 +94,11 @@ class ActivationSparsity(LegibilityCallback):
         self.kind: Kind = kind
         self.k = k
         self.schedule = schedule or Schedule()
+        if (loss_budget is None) != (monitor is None):
+            raise ValueError("`loss_budget` is about a logged loss, `monitor` is its name: give both or neither.")
+        self._ascent = None if loss_budget is None else Ascent(loss_budget=check_positive(loss_budget, "loss_budget"))
+        self.monitor = monitor
+        self._looked = 0
         self._hooks: Hooks | None = None
         self._module: weakref.ref[nn.Module] | None = None
         self._trainer: Trainer | None = None
@@ -106,7 +120,8 @@ class ActivationSparsity(LegibilityCallback):
     def strength_at(self, step: int) -> float:
         """The coefficient at a step."""
         steps = None if self._trainer is None else total_steps(self._trainer)
-        return self.strength * (self.schedule.at(0.0) if steps is None else self.schedule.level(step, steps))
+        level = self.schedule.at(0.0) if steps is None else self.schedule.level(step, steps)
+        return self.strength * level * (1.0 if self._ascent is None else self._ascent.factor)
 
     def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         modules = modules_by_name(pl_module)
@@ -122,6 +137,12 @@ class ActivationSparsity(LegibilityCallback):
 
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """The optimizers exist."""
+        state, self._pending = self._pending or {}, None
+        self._looked = state.get("looked", 0)
+        if self._ascent is not None:
+            self._ascent.restore(state.get("ascent", {}))
+            if self.strength > 0 and total_steps(trainer) is None:
+                raise ValueError("`loss_budget` needs to know how long the fit is: give `max_steps` or `max_epochs`.")
         if self.strength > 0:
             self._manual = manual_optimization(trainer, lambda: pl_module, adds=True, who=type(self).__name__)
 
@@ -129,6 +150,10 @@ class ActivationSparsity(LegibilityCallback):
         """Says so if the term never found a loss."""
         if self._manual is not None:
             self._manual.end_fit(", ".join(self._names))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the factor stands, so that a resumed fit goes on exactly."""
+        return {} if self._ascent is None else {"ascent": self._ascent.state(), "looked": self._looked}
 
     def _uninstall(self) -> None:
         module = self._module() if self._module is not None else None
@@ -205,9 +230,20 @@ class ActivationSparsity(LegibilityCallback):
         self._steps += 1
         if self._manual is not None:
             self._manual.end_batch(trained=bool(self._logs), counted=trainer.global_step > self._before)
+        if self._ascent is not None and self.strength > 0:
+            self._follow(trainer, self._ascent)
         if self._logs and is_logging_step(trainer):
             self._write_log(pl_module, self._logs)
         self._logs = {}
+
+    def _follow(self, trainer: "Trainer", ascent: Ascent) -> None:
+        done, of = step_of(trainer), total_steps(trainer)
+        loss = trainer.callback_metrics.get(self.monitor or "")
+        if loss is None or of is None or done - self._looked < max(1, of // READINGS):
+            return
+        loss = trainer.strategy.reduce(torch.as_tensor(loss, dtype=torch.float32), reduce_op="mean")  # of all ranks
+        ascent.read(float(loss), steps=done - self._looked, done=done, of=of)
+        self._looked = done
 
     def _record(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if not self._open or not torch.is_grad_enabled() or recomputing():

@@ -2,6 +2,9 @@
 
 import math
 
+READINGS = 500
+"""How often in a fit a strength that finds itself looks at what it has reached."""
+
 _ARRIVAL = 0.8  # share of the steps after which the whole sparsity is asked for
 _READINGS = 20  # over about how many a loss is averaged
 

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from legibility.lightning_plugins.foundation._callback import check_positive, check_share, check_strength
-from legibility.lightning_plugins.sparsity._ascent import Ascent
+from legibility.lightning_plugins.sparsity._ascent import READINGS, Ascent
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weight_step import WeightStep
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
-
-_READINGS = 500  # how often in a fit a strength that finds itself looks at what it has reached
 
 
 class PenaltyStep(WeightStep):
@@ -86,7 +84,7 @@ class PenaltyStep(WeightStep):
     def _look(self, trainer: "Trainer") -> None:
         done = max(self._done.values(), default=0)
         since = done - int(self._memory.get("looked", 0))
-        if self._ascent is None or done >= self._penalised or since < max(1, self._penalised // _READINGS):
+        if self._ascent is None or done >= self._penalised or since < max(1, self._penalised // READINGS):
             return
         reached: Any = self._reached() if self.monitor is None else trainer.callback_metrics.get(self.monitor)
         if reached is None:

@@ -36,7 +36,9 @@ class TopKSparsity(WeightStep):
         sparsity: Share of zeros in the end, in [0, 1). 0 does nothing at all.
         targets: Shell patterns over parameter names.
         exclude: Patterns to leave out, beyond biases, norms, embeddings, 1-D and parametrised parameters.
-        scope: "tensor" keeps the same share of each weight; "global" compares all targets of an optimizer.
+        scope: "tensor" keeps the same share of each weight; "global" compares all targets of an optimizer; "2:4", with
+            ``sparsity=0.5``, ends with two of each four weights of a row, as :func:`to_torch_sparse` hands them over: on
+            the way, the smaller two of each four are what may go.
         minimum_per_row: Weights that each row (the inputs of one unit) keeps in any case; with it, more than k may stay.
         heal: Share of the steps, in [0, 1), at the end, during which the zeros no longer move.
         schedule: Way from dense to sparse over the steps before healing.
@@ -45,7 +47,8 @@ class TopKSparsity(WeightStep):
 
     Raises:
         ValueError: Before the first step: a sparsity outside of [0, 1), a pattern that matches nothing, an unknown
-            number of steps, targets that no optimizer steps, ``minimum_per_row`` with weights sharded along their rows, ``latent`` with
+            number of steps, targets that no optimizer steps, "2:4" of another sparsity or of weights that are no matrices of
+            4 n columns, ``minimum_per_row`` with rows cut by sharding, ``latent`` with
             sharded weights.
 
     Logs ``legibility/top_k/zeros`` and ``legibility/top_k/strength`` (the sparsity asked for in the end).
@@ -65,7 +68,7 @@ class TopKSparsity(WeightStep):
         sparsity: float,
         targets: str | Sequence[str] = "*",
         exclude: str | Sequence[str] = (),
-        scope: Literal["tensor", "global"] = "tensor",
+        scope: Literal["tensor", "global", "2:4"] = "tensor",
         minimum_per_row: int = 0,
         heal: float = 0.0,
         schedule: Schedule | None = None,
@@ -77,8 +80,12 @@ class TopKSparsity(WeightStep):
             raise ValueError(f"`schedule` leads from dense (0) to sparse (1); got levels above 1: {schedule.knots}.")
         super().__init__(targets, exclude, schedule, heal, total_steps)
         self.sparsity = check_share(sparsity, "sparsity")
-        if scope not in ("tensor", "global"):
-            raise ValueError(f'`scope` must be "tensor" or "global", got {scope!r}.')
+        if scope not in ("tensor", "global", "2:4"):
+            raise ValueError(f'`scope` must be "tensor", "global" or "2:4", got {scope!r}.')
+        if scope == "2:4" and (sparsity != 0.5 or minimum_per_row):
+            raise ValueError(
+                f'`scope` = "2:4" leaves half of each row: give `sparsity=0.5` (got {sparsity}) and no minimum.'
+            )
         self.scope = scope
         if minimum_per_row < 0:
             raise ValueError(f"`minimum_per_row` must be 0 or above, got {minimum_per_row}.")
@@ -89,6 +96,13 @@ class TopKSparsity(WeightStep):
         sharded = [name for name, weight in self._weights.items() if isinstance(weight, DTensor)]
         if self.latent and sharded:
             raise ValueError(f"`latent` needs whole weights; {sharded[0]} is sharded (DTensor). Leave it out.")
+        cut = [n for n in sharded if any(p.is_shard() and p.dim != 0 for p in self._weights[n].placements)]  # type: ignore[attr-defined]
+        if (self.minimum_per_row or self.scope == "2:4") and cut:
+            what = "minimum_per_row" if self.minimum_per_row else "scope"
+            raise ValueError(f"`{what}` needs whole rows; those of {cut[0]} are cut by its sharding. Leave it out.")
+        odd = [name for name, weight in self._weights.items() if weight.ndim != 2 or weight.shape[1] % 4]
+        if self.scope == "2:4" and odd:
+            raise ValueError(f'`scope` = "2:4" needs matrices of 4 n columns, not {odd[0]}: leave it out by `exclude`.')
         for name, weight in self._weights.items() if self.latent else ():
             kept = self._tensors.get(f"dropped.{name}")  # of a checkpoint, wherever that was loaded to
             self._tensors[f"dropped.{name}"] = (
@@ -102,7 +116,7 @@ class TopKSparsity(WeightStep):
 
     def _move(self, stepped: Sequence[Stepped], optimizer: Optimizer, step: int) -> None:
         level = self.schedule.level(step, self._penalised)
-        if level == 0 or not stepped:
+        if not stepped or (level == 0 and not self.latent):
             return
         together = {"global": list(stepped)} if self.scope == "global" else {one.name: [one] for one in stepped}
         for one in stepped if self.latent else ():
@@ -110,9 +124,10 @@ class TopKSparsity(WeightStep):
         for name, members in together.items():
             size = sum(one.weight.numel() for one in members)
             key = f"threshold.{name}"
+            weak = _weaker_of_fours(_local(members[0].weight)) if self.scope == "2:4" else None
             threshold = magnitude_threshold(
-                [_local(one.weight) for one in members],
-                round((1 - self.sparsity * level) * size),
+                [_local(one.weight) for one in members] if weak is None else [_local(members[0].weight)[weak]],
+                round((1 - self.sparsity * level) * size if weak is None else (1 - level) * size / 2),
                 start=self._memory.get(key),
                 tolerance=0.0 if step == self._penalised - 1 else _TOLERANCE,
                 total=_total(members[0].weight),
@@ -122,10 +137,19 @@ class TopKSparsity(WeightStep):
                 local = _local(one.weight)
                 if self.latent:
                     self._tensors[f"dropped.{one.name}"].copy_(local)
-                for piece in [local] if self.minimum_per_row else in_pieces(local):
+                if weak is not None:
+                    local.masked_fill_(weak & (local.abs() <= threshold), 0.0)
+                for piece in () if weak is not None else [local] if self.minimum_per_row else in_pieces(local):
                     piece.copy_(hard_threshold(piece, threshold, minimum_per_row=self.minimum_per_row))
                 if self.latent:
                     self._tensors[f"dropped.{one.name}"].sub_(local)
+
+
+def _weaker_of_fours(weight: Tensor) -> Tensor:
+    """True at the smaller two of each four in a row."""
+    fours = weight.abs().view(len(weight), -1, 4)
+    weaker = torch.zeros_like(fours, dtype=torch.bool)
+    return weaker.scatter_(2, fours.topk(2, dim=2, largest=False).indices, True).view_as(weight)
 
 
 def _local(weight: Tensor) -> Tensor:

@@ -146,6 +146,41 @@ def test_resume_equals_uninterrupted(pl: Any, trainer: Callable[..., Any], tmp_p
     assert torch.equal(weights_of(whole), weights_of(resumed))
 
 
+def test_a_budget_of_loss_is_spent_and_kept(pl: Any, trainer: Callable[..., Any]) -> None:
+    found = {}
+    for budget in (None, 0.3, 1e-9):
+        module = make_module(pl, optimizer="adamw")
+        goal = {} if budget is None else {"loss_budget": budget, "monitor": "task"}
+        sparse = ActivationSparsity(0.0 if budget is None else 1.0, "net.1", kind="top_k", k=4, **goal)
+        trainer(sparse, max_epochs=60).fit(module, loader(shuffle=True))
+        with torch.no_grad():
+            x, y = loader(batch_size=64).dataset[:]
+            hidden = module.net[:2](x)
+            found[budget] = (float(nn.functional.cross_entropy(module.net(x), y)), float(tail_energy(hidden, 4)))
+    assert found[None][0] < 0.1, "the task alone would go far below the budget"
+    assert 0.1 < found[0.3][0] < 0.45 and found[0.3][1] < 0.8 * found[None][1]
+    assert found[1e-9] == found[None], "a budget that is never met costs nothing"
+
+
+def test_a_budget_resumes_exactly(pl: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
+    def sparse() -> ActivationSparsity:
+        return ActivationSparsity(1.0, "net.*", loss_budget=1.6, monitor="task")
+
+    whole, half, resumed, bare = (make_module(pl, optimizer="adamw") for _ in range(4))
+    trainer(sparse(), max_epochs=4).fit(whole, loader())
+    first = trainer(sparse(), max_epochs=2)
+    # The factor's steps are shares of the whole fit: of this half too.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("legibility.lightning_plugins.sparsity._activation_sparsity.total_steps", lambda trainer: 32)
+        first.fit(half, loader())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    torch.load(tmp_path / "half.ckpt", weights_only=True)
+    trainer(sparse(), max_epochs=4).fit(resumed, loader(), ckpt_path=str(tmp_path / "half.ckpt"))
+    trainer(max_epochs=4).fit(bare, loader())
+    assert torch.equal(weights_of(whole), weights_of(resumed))
+    assert not torch.equal(weights_of(whole), weights_of(bare))
+
+
 def test_nothing_is_left_behind(pl: Any, trainer: Callable[..., Any], module: Any) -> None:
     trainer(ActivationSparsity(0.1, "net.*")).fit(module, loader())
     assert "training_step" not in vars(module) and "manual_backward" not in vars(module)
@@ -173,6 +208,9 @@ def test_modules_that_do_not_run(pl: Any, trainer: Callable[..., Any], module: A
         ({"kind": "top_k"}, "`k`"),
         ({"kind": "l1", "k": 3}, "`k`"),
         ({"kind": "top_k", "k": 0}, "`k`"),
+        ({"loss_budget": 1.0}, "`loss_budget`.*`monitor`"),
+        ({"monitor": "task"}, "`loss_budget`.*`monitor`"),
+        ({"loss_budget": 0.0, "monitor": "task"}, "`loss_budget`"),
     ],
 )
 def test_bad_options(given: dict[str, Any], message: str) -> None:

@@ -106,7 +106,7 @@ def test_a_tied_weight_is_moved_once(pl: Any, trainer: Callable[..., Any], kind:
     found = []
     for tied in (False, True):
         torch.manual_seed(0)
-        model = nn.ModuleDict({"first": nn.Linear(20, 20)})
+        model: Any = nn.ModuleDict({"first": nn.Linear(20, 20)})
         if tied:
             model["second"] = nn.Linear(20, 20)
             model["second"].weight = model["first"].weight
@@ -134,7 +134,7 @@ def test_a_step_that_the_scaler_skips_moves_nothing(
 ) -> None:
     """An ordinary optimizer isn't stepped on overflow; a fused one is, and finds out by itself."""
     precision = importlib.import_module(f"{pl.__name__}.plugins.precision")
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)  # type: ignore[attr-defined]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     plugin = precision.MixedPrecision("16-mixed", "cpu", scaler=scaler)
     module = make_module(pl, optimizer="adamw")
     seen: list[tuple[bool, Tensor]] = []
@@ -198,7 +198,7 @@ def test_averaged_weights_get_the_zeros_of_the_trained_ones(
     pl: Any, trainer: Callable[..., Any], kind: str, heal: float
 ) -> None:
     callbacks = importlib.import_module(f"{pl.__name__}.callbacks")
-    makers = [lambda: callbacks.StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=0.5)]
+    makers: list[Callable[[], Any]] = [lambda: callbacks.StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=0.5)]
     if hasattr(callbacks, "EMAWeightAveraging"):
         makers.append(lambda: callbacks.EMAWeightAveraging(decay=0.9))
 

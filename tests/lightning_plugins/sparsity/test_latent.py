@@ -1,13 +1,16 @@
 """Latent weights: what thresholds took is kept beneath them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from tiny import loader, make_module, net, weights_of
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from legibility.lightning_plugins import L1Sparsity, Schedule, TopKSparsity
 from legibility.losses import reweighted_soft_threshold, soft_threshold
@@ -110,3 +113,28 @@ def test_in_half_precision_rounding_is_kept_too(pl: Any, trainer: Callable[..., 
 def test_what_does_not_go_together() -> None:
     with pytest.raises(ValueError, match="`preconditioned` and `latent`"):
         L1Sparsity(1.0, preconditioned=0.1, latent=True)
+
+
+@pytest.fixture
+def sharded() -> Iterator[nn.Parameter]:
+    """A weight whose columns are spread over the ranks, of which there is one."""
+    dist.init_process_group("gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        yield nn.Parameter(distribute_tensor(torch.randn(6, 6), mesh, [Shard(1)]))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (L1Sparsity(1.0, latent=True), r"`latent` needs whole weights; layer\.weight"),
+        (TopKSparsity(0.5, latent=True), r"`latent` needs whole weights; layer\.weight"),
+        (TopKSparsity(0.5, minimum_per_row=1), r"`minimum_per_row` needs whole rows; those of layer\.weight"),
+    ],
+)
+def test_shards_that_can_not_be_followed_are_refused(sharded: nn.Parameter, callback: Any, message: str) -> None:
+    callback._weights = {"layer.weight": sharded}
+    with pytest.raises(ValueError, match=message):
+        callback._begin(None, fresh=True)

@@ -9,7 +9,8 @@ import torch
 from tiny import loader, make_module, net, weights_of
 from torch import Tensor, nn
 
-from legibility.lightning_plugins import Schedule, TopKSparsity
+from legibility.lightning_plugins import Schedule, TopKSparsity, to_torch_sparse
+from legibility.lightning_plugins.sparsity._weight_step import Stepped
 
 STEPS = 8  # one epoch of `loader()`
 
@@ -146,3 +147,33 @@ def test_nothing_is_left_behind(pl: Any, trainer: Callable[..., Any], module: An
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TopKSparsity(**options)
+
+
+@pytest.mark.parametrize("latent", [False, True])
+@pytest.mark.parametrize("heal", [0.0, 0.4])
+def test_two_of_each_four_stay_and_are_the_largest(
+    pl: Any, trainer: Callable[..., Any], heal: float, latent: bool
+) -> None:
+    module = make_module(pl, optimizer="adamw")
+    sparse = TopKSparsity(0.5, scope="2:4", exclude="net.0.*", heal=heal, latent=latent)
+    trainer(sparse, max_epochs=4).fit(module, loader())
+    assert not (module.net[0].weight == 0).any()
+    for layer in (module.net[2], module.net[4]):
+        fours = (layer.weight != 0).view(len(layer.weight), -1, 4).sum(-1)
+        assert (fours == 2).all()
+    found = to_torch_sparse(module.net.half(), "2:4")
+    assert found.left["2"] == "is on cpu; 2:4 needs a CUDA device", "nothing but the device is missing"
+
+
+def test_half_of_the_way_to_two_of_four_the_smallest_of_the_weaker_are_gone() -> None:
+    sparse = TopKSparsity(0.5, scope="2:4", schedule=Schedule(((0.0, 0.5),)))
+    weight = nn.Parameter(torch.tensor([[4.0, -3.0, 1.0, 0.4], [0.1, 0.2, -0.3, 5.0]]))
+    sparse._move([Stepped("w", weight, weight.detach(), 1.0)], torch.optim.SGD([weight], lr=0.1), 0)
+    assert weight.tolist() == [[4.0, -3.0, 1.0, torch.tensor(0.4).item()], [0.0, 0.0, torch.tensor(-0.3).item(), 5.0]]
+
+
+def test_weights_that_have_no_fours_are_refused(pl: Any, trainer: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r'`scope` = "2:4" needs matrices of 4 n columns, not net\.0\.weight'):
+        trainer(TopKSparsity(0.5, scope="2:4")).fit(make_module(pl), loader())
+    with pytest.raises(ValueError, match='`scope` = "2:4" leaves half'):
+        TopKSparsity(0.9, scope="2:4")
