@@ -34,7 +34,7 @@ class Choice:
         why_none: What is said of each score if nothing is left.
         tell: Called with what will be done and what it is estimated to take.
         students: Held-out architectures that the user named, or None.
-        students_seconds: What fitting them took, per 1000 queries and model.
+        students_seconds: What fitting them took, per 1000 positions and model.
     """
 
     patterns: Sequence[str]

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from legibility.lightning_plugins import InterpretabilityReport, L1Sparsity
+from legibility.lightning_plugins.report.choice._applicable import Applicable
 from legibility.lightning_plugins.report.choice._budget import Budget
 from legibility.lightning_plugins.report.choice._layers import activations, head_of, layers_of
-from legibility.scores import Material, Reading, Score
+from legibility.lightning_plugins.report.choice._within_budget import _entry
+from legibility.scores import UNLEARNT, Material, Measured, Reading, Score
 from legibility.students import LinearStudent
 from legibility.tradeoff import RunRecord, load_record
 
@@ -326,3 +328,15 @@ def test_what_is_spread_over_ranks_says_so(
     assert "spread over ranks" in entry(plugin.record, "canonical_gini").reason
     assert entry(plugin.record, "held_out_kl").value is not None
     assert plugin.page_path is not None and "spread over ranks" in plugin.page_path.read_text()
+
+
+def test_a_control_that_has_not_learnt_but_would_do_better_is_told() -> None:
+    one = Applicable(Score("size", "share", "lower", lambda material: Reading(0.3)), False)
+    found = Measured(
+        "size", "share", "lower", 0.3, controls={"random-init": math.nan, "temperature 4": 0.4},
+        control_reasons={"random-init": "it hasn't learnt"}, control_details={"random-init": {UNLEARNT: 0.1}},
+    )  # fmt: skip
+    entry = _entry(one, found)
+    assert (entry.control, entry.control_name) == (0.4, "temperature 4") and entry.beaten_by == ()
+    assert entry.details == {"doubted by random-init": 0.1}
+    assert entry.control_reasons == {"random-init": "it hasn't learnt"}
