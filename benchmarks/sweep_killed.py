@@ -4,7 +4,11 @@ Runs a sweep undisturbed, then the same one into another folder, killed by SIGKI
 the whole group of processes, else the parent alone, whose workers must notice) and started again. All records must be
 equal but for times and memory, all weights bit for bit, and nothing half-written may be left.
 
-    python benchmarks/sweep_killed.py --kills 20 -- digits --seeds 8
+Measured, the first line below with `--preset full` (48 runs, 2 at a time, on two cores that others used too): killed 20
+times, after 4, 7, 11, ... 45 and 47 finished runs; 48 of 48 records and models equal, nothing left over; 1215 s instead
+of 433 s, most of it for starting anew.
+
+    python benchmarks/sweep_killed.py --kills 20 -- digits --seeds 8 --preset full
     python benchmarks/sweep_killed.py --kills 3 -- digits --seeds 8 --arms plain --trainer.max_epochs=5
 """
 

@@ -1,5 +1,7 @@
 """Where recipes are: found by name or by path, read without torch, imported, copied."""
 
+import __future__
+
 import ast
 import copy
 import difflib
@@ -167,6 +169,14 @@ def _assigns(node: ast.stmt, name: str | None = None) -> bool:
     return any(isinstance(target, ast.Name) and name in (None, target.id) for target in targets)
 
 
+def _recipes_of(node: ast.ImportFrom) -> dict[str, Recipe]:
+    """What ``from legibility.recipes.digits import RECIPE as DIGITS`` brings, without importing the module."""
+    package, _, name = (node.module or "").rpartition(".")
+    if package != _PACKAGE or name not in shipped():
+        return {}
+    return {alias.asname or alias.name: find(name).recipe for alias in node.names if alias.name == "RECIPE"}
+
+
 def _read(path: Path, module: str) -> Recipe:
     """Reads ``RECIPE``: its assignment alone if plain values are enough, else by importing the module."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
@@ -174,10 +184,14 @@ def _read(path: Path, module: str) -> Recipe:
         raise ValueError(f"{path}: no `RECIPE = Recipe(...)` at the top level of the module")
     space = copy.copy(_WORDS)
     for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            space |= _recipes_of(node)
         if _assigns(node) or isinstance(node, ast.FunctionDef):
             # What an import would run anyway, less what needs names from other modules.
             try:
-                exec(compile(ast.Module([node], []), str(path), "exec"), space)  # noqa: S102
+                # Annotations are left alone: they may name what only an import brings.
+                flags = __future__.annotations.compiler_flag
+                exec(compile(ast.Module([node], []), str(path), "exec", flags, dont_inherit=True), space)  # noqa: S102
             except NameError:
                 continue
     recipe = space.get("RECIPE") or getattr(load(module, path), "RECIPE", None)

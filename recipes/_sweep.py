@@ -122,6 +122,8 @@ class _Screen:
                 noted = f"  ({event.text})" if event.text else ""
                 how = f"done in {event.seconds:.0f} s{noted}" if event.kind == "done" else f"FAILED: {event.text}"
                 line = f"[{self._ended}/{self._total}] {event.job.label}  {how}"
+                if not self._console.is_terminal and self._ended < self._total and (left := self._left()):
+                    line += f"; {left}"  # a log has no live line
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         self._live.update(self._task, completed=self._ended, running=escape(self.line()), left=self._left())
 

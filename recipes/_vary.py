@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeGuard
 
 from legibility.recipes._recipe import Arm, Recipe
 
@@ -77,11 +78,15 @@ def vary(recipe: Recipe, arms: Sequence[str] | None, times: Iterable[float] = ()
 def _strength(settings: object) -> float | dict[str, float] | None:
     """A number above 0, or numbers by pattern of which one is; a pattern that is switched off stays so."""
     value = settings.get("strength") if isinstance(settings, Mapping) else None
-    by_pattern = dict(value) if isinstance(value, Mapping) else {"": value}
-    numbers = [one for one in by_pattern.values() if isinstance(one, (int, float)) and not isinstance(one, bool)]
-    if len(numbers) < len(by_pattern) or not any(one > 0 for one in numbers):
+    if not isinstance(value, Mapping):
+        return float(value) if _is_number(value) and value > 0 else None
+    if not all(map(_is_number, value.values())) or not any(one > 0 for one in value.values()):
         return None
-    return {key: float(one) for key, one in by_pattern.items()} if isinstance(value, Mapping) else float(numbers[0])
+    return {pattern: float(one) for pattern, one in value.items()}
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _times(arm: Arm, times: float) -> Arm:

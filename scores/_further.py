@@ -29,8 +29,8 @@ _LAYER = "layer"
 def further_scores(students: Sequence[Student] | None = None, *, jobs: int | None = None) -> list[Score]:
     """Patch-through and CKA to students, units' readability, selectivity, explanation fidelity, dimension, L0, cross-talk.
 
-    All look at the material's layer but for explanation fidelity and cross-talk. Readability and explanation fidelity,
-    which untrained models win, have no value for a model that hasn't learnt: it isn't surely better than the commonest
+    All look at the material's layer but for explanation fidelity and cross-talk. Readability, selectivity and explanation
+    fidelity, which untrained models win, have no value for a model that hasn't learnt: it isn't surely better than the commonest
     label or, without labels, its answers carry < .05 bits about the input. Patch-through is a share of what the answers say, at one
     scale of the logits, and fidelity is of the logits, each without its mean over classes: temperature changes neither.
 
@@ -70,7 +70,7 @@ def further_scores(students: Sequence[Student] | None = None, *, jobs: int | Non
         Score("patch_through", "share", "lower", patched, layer, passes=2, seconds=4.0),
         Score("student_cka", "ratio", None, alike, layer, passes=2, seconds=4.0),
         Score("unit_readability", "share", "higher", if_learnt(_readable), layer, seconds=3.0),
-        Score("selectivity", "share", "higher", _selective, concepts, seconds=0.2),
+        Score("selectivity", "share", "higher", if_learnt(_selective), concepts, seconds=0.2),
         Score("explanation_error", "share", "lower", if_learnt(_explained), model | {"classes"}, passes=12),
         Score("participation_ratio", "directions", None, _dimension, frozenset({"layer", "model"}), seconds=0.1),
         Score("activation_l0", "share", None, _at_work, frozenset({"layer", "model"}), seconds=0.05),

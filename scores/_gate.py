@@ -7,7 +7,7 @@ import torch
 
 from legibility.scores._divergence import LEAST_INFORMATION, information_bits
 from legibility.scores._material import Material
-from legibility.scores._measure import Reading
+from legibility.scores._measure import UNLEARNT, Reading
 from legibility.scores.imitation._queries import Queries
 
 CHANCE = 3.0
@@ -39,10 +39,15 @@ def why_unlearnt(queries: Queries) -> str | None:
 
 
 def if_learnt(take: Callable[[Material], Reading]) -> Callable[[Material], Reading]:
-    """A measurement that has no value for an untrained model."""
+    """A measurement that has no value for an untrained model; what was measured all the same stays in its details."""
 
     def gated(material: Material) -> Reading:
-        unlearnt = why_unlearnt(material.queries)
-        return take(material) if unlearnt is None else Reading(math.nan, unlearnt)
+        unlearnt, found = why_unlearnt(material.queries), take(material)
+        if unlearnt is None:
+            return found
+        if math.isnan(found.value):
+            return Reading(math.nan, found.reason or unlearnt, details=found.details)
+        reason = f"{unlearnt} (its value would be {found.value:.4g})"
+        return Reading(math.nan, reason, details={**found.details, UNLEARNT: found.value})
 
     return gated

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from legibility.scores._gate import if_learnt
 from legibility.scores._material import Material, Need
-from legibility.scores._measure import Reading, Score
+from legibility.scores._measure import Direction, Reading, Score
 from legibility.scores.circuits._circuit import CIRCUIT_PROTOCOL, faithful_circuit
 from legibility.scores.circuits._masked import Granularity
 from legibility.scores.concepts._disentanglement import PROTOCOL as DISENTANGLEMENT_PROTOCOL
@@ -44,7 +44,9 @@ def headline_scores(
         jobs: families fitted at a time, see `held_out_imitation`.
 
     Returns:
-        scores for `measure`.
+        scores for `measure`. None has a value for a model that hasn't learnt: with labels, one that isn't surely better than
+        the commonest of them; without, one whose answers carry < .05 bits. An untrained model is easy to imitate and small
+        for nothing. What it would have stays in the reason, and `Measured.doubted_by` tells where that is better.
 
     Example:
         >>> from legibility.scores import headline_scores
@@ -122,13 +124,15 @@ def headline_scores(
     model: frozenset[Need] = frozenset({"model"})
     classes: frozenset[Need] = frozenset({"model", "classes"})
     concepts: frozenset[Need] = frozenset({"concepts"})
-    share, up, down = "share", "higher", "lower"
+    share = "share"
+    up: Direction = "higher"
+    down: Direction = "lower"
     return [
-        Score("imitation_saving", share, up, saving, seconds=2.5, version=PROTOCOL),
+        Score("imitation_saving", share, up, if_learnt(saving), seconds=2.5, version=PROTOCOL),
         Score("error_predictability", share, up, errors, needs=labels, seconds=4.0),
         Score("error_predictability_shifted", share, up, shifted, needs=labels | {"shifted"}, seconds=2.0),
-        Score("circuit_nodes", share, down, _circuit("nodes"), classes, passes=800, version=CIRCUIT_PROTOCOL),
-        Score("circuit_edges", share, down, _circuit("edges"), classes, passes=800, version=CIRCUIT_PROTOCOL),
+        Score("circuit_nodes", share, down, if_learnt(_circuit("nodes")), classes, passes=800, version=CIRCUIT_PROTOCOL),
+        Score("circuit_edges", share, down, if_learnt(_circuit("edges")), classes, passes=800, version=CIRCUIT_PROTOCOL),
         Score(
             "used_given_encoded", share, up, if_learnt(used), concepts,
             passes=2.0 * (1 + permutations), seconds=0.5, version=USE_PROTOCOL, times=_concepts,
@@ -137,7 +141,7 @@ def headline_scores(
             "compressed_size", share, down, compressed, model | {"labels"}, passes=120, version=COMPRESSION_PROTOCOL
         ),
         Score(
-            "gated_disentanglement", share, up, _disentangled, concepts,
+            "gated_disentanglement", share, up, if_learnt(_disentangled), concepts,
             seconds=0.5, version=DISENTANGLEMENT_PROTOCOL, times=_concepts,
         ),
     ]  # fmt: skip

@@ -129,7 +129,8 @@ class _Place:
             if name not in modules or not name:
                 near = [known for known in modules if known][:8]
                 raise ValueError(f"`layer` must name a module of the model, got {name!r}; it has {', '.join(near)}.")
-            return modules[name]
+            found: nn.Module = modules[name]
+            return found
         called: list[nn.Module] = []
         with contextlib.ExitStack() as stack, torch.no_grad():
             for module in modules.values():

@@ -11,6 +11,9 @@ from legibility.scores._material import Control, Material, Need
 
 Direction = Literal["lower", "higher"]
 Progress = Callable[[str, float], None]
+UNLEARNT = "of a model that hasn't learnt"
+"""Among the details: the value that a score would have if it gave one to models that haven't learnt."""
+
 _ROUNDING = 1e-6
 _NEEDED = {
     "model": "the model itself",
@@ -52,7 +55,7 @@ class Score:
         take: the measurement. Errors of type ValueError and ImportError count as "does not apply", with their message.
         needs: what the material must have.
         passes: cost, roughly, in passes of the model over all queries.
-        seconds: cost that doesn't depend on the model, roughly, per 1000 queries.
+        seconds: cost that doesn't depend on the model, roughly, per 1000 positions that count.
         version: of its protocol.
         weights_only: the model's answers don't matter: a control that changes only these has the same value.
         times: how often `passes` and `seconds` are to be paid, from the material, such as the number of concepts.
@@ -89,6 +92,7 @@ class Measured:
         details: other numbers that belong to it.
         controls: the same score of each control by name; NaN where it has none.
         control_reasons: why a control has none.
+        control_details: other numbers that belong to a control's value, by control and name.
         estimate: seconds that it was expected to take, controls included.
         seconds: that it took.
         version: of the protocol.
@@ -104,6 +108,7 @@ class Measured:
     details: Mapping[str, float] = field(default_factory=dict)
     controls: Mapping[str, float] = field(default_factory=dict)
     control_reasons: Mapping[str, str] = field(default_factory=dict)
+    control_details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     estimate: float = 0.0
     seconds: float = 0.0
     version: str = "1"
@@ -112,11 +117,19 @@ class Measured:
     @property
     def beaten_by(self) -> tuple[str, ...]:
         """Controls that do better, by more than rounding: with one of them, the value says nothing for the model."""
+        return self._better(self.controls)
+
+    @property
+    def doubted_by(self) -> tuple[str, ...]:
+        """Controls that haven't learnt, which has no value here, but would do better: not all of it comes of training."""
+        return self._better({name: each.get(UNLEARNT, math.nan) for name, each in self.control_details.items()})
+
+    def _better(self, others: Mapping[str, float]) -> tuple[str, ...]:
         if self.direction is None or math.isnan(self.value):
             return ()
         sign = 1.0 if self.direction == "higher" else -1.0
         least = sign * self.value + _ROUNDING * abs(self.value)
-        return tuple(name for name, other in self.controls.items() if sign * other > least)
+        return tuple(name for name, other in others.items() if sign * other > least)
 
 
 def measure(
@@ -192,6 +205,7 @@ def measure(
             findings=own.findings,
             controls={name: reading.value for name, reading in beside.items()},
             control_reasons={name: r.reason for name, r in beside.items() if r.reason is not None},
+            control_details={name: r.details for name, r in beside.items() if r.details},
             seconds=time.perf_counter() - started,
         )
     if progress is not None:
@@ -201,7 +215,7 @@ def measure(
 
 def estimate(score: Score, material: Material, pass_seconds: float) -> float:
     """Seconds that one measurement is expected to take, without controls."""
-    once = score.passes * pass_seconds + score.seconds * len(material.queries) / 1000
+    once = score.passes * pass_seconds + score.seconds * int(material.queries.counted.sum()) / 1000
     if score.times is None or score.missing(material) is not None:
         return once
     return once * score.times(material)

@@ -13,15 +13,16 @@ from legibility.scores._shards import reshard, spread_like, whole, whole_weights
 def untrained(primary: nn.Module, seed: int = 0) -> Iterator[int]:
     """While inside, the module has freshly drawn weights; afterwards its own, bit for bit.
 
-    Each submodule with a ``reset_parameters`` draws by it; a parameter that belongs to none is drawn from a normal
-    distribution of its own RMS. Where weights are spread over ranks (FSDP2), all ranks must enter together.
+    Each submodule with a ``reset_parameters`` draws by it; inside a model of Hugging Face, its own rule (``_init_weights``)
+    comes after, for its embeddings are drawn 50 times smaller than PyTorch's. A parameter that belongs to neither is drawn
+    from a normal distribution of its own RMS. Where weights are spread over ranks (FSDP2), all ranks must enter together.
 
     Args:
         primary: The module.
         seed: Of the draw; the global random stream is left alone.
 
     Yields:
-        The number of parameter tensors that no ``reset_parameters`` covers.
+        The number of parameter tensors that no such rule covers.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -45,6 +46,11 @@ def untrained(primary: nn.Module, seed: int = 0) -> Iterator[int]:
                     covered |= {id(parameter) for parameter in module.parameters()}
                     with whole_weights(module):
                         reset()
+            inside: set[nn.Module] = set()
+            for owner in primary.modules():
+                if callable(getattr(owner, "_init_weights", None)) and owner not in inside:
+                    covered |= _drawn_by(owner)
+                    inside |= set(owner.modules())
             left = [parameter for parameter in primary.parameters() if id(parameter) not in covered]
             for parameter in left:
                 full = whole(parameter.detach())
@@ -56,3 +62,19 @@ def untrained(primary: nn.Module, seed: int = 0) -> Iterator[int]:
         with torch.no_grad():
             for tensor, before in kept:
                 tensor.copy_(before)
+
+
+def _drawn_by(owner: nn.Module) -> set[int]:
+    """Draws by the rule of a model of Hugging Face; the parameters that it covers."""
+    # The rule passes by what carries this mark: what is loaded or drawn already.
+    mark = "_is_hf_initialized"
+    marked = [each for each in (*owner.modules(), *owner.parameters(), *owner.buffers()) if getattr(each, mark, False)]
+    before = {id(parameter): parameter.detach().clone() for parameter in owner.parameters()}
+    for each in marked:
+        setattr(each, mark, False)
+    try:
+        owner.apply(owner._init_weights)  # type: ignore[arg-type] # children first: a block rescales what they drew
+    finally:
+        for each in marked:
+            setattr(each, mark, True)
+    return {id(each) for each in owner.parameters() if not torch.equal(each, before[id(each)])}

@@ -49,7 +49,7 @@ class Cell:
         control: the score's own control (such as the random-init twin), over seeds.
         control_name: what that is.
         adjusted: of a headline score in an arm under test: p of what makes its change a gain, after Holm's adjustment
-            over all of these in the section; see `legibility.tradeoff._praise`. None elsewhere.
+            over all of these in the section; see `legibility.tradeoff._adjusted_gains`. None elsewhere.
         missing: why values are missing, for the reader; None if none is.
     """
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from legibility.tradeoff._adjusted_gains import with_adjusted
 from legibility.tradeoff._arms import Arm, Cell, Comparison, Direction, Kind, Metric, Section, is_matched, natural
-from legibility.tradeoff._praise import with_adjusted
 from legibility.tradeoff._record import ControlOf, RunRecord
 from legibility.tradeoff._statistics import estimate
 

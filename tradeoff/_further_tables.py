@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from legibility.tradeoff._arms import Comparison, Metric, Section
 from legibility.tradeoff._matched_words import matched_cautions, matched_sentences
 from legibility.tradeoff._plain_table import PlainTable
-from legibility.tradeoff._wording import number, title, with_half_width
+from legibility.tradeoff._wording import number, signed, title, with_half_width
 from legibility.tradeoff.statistics import Match, compare_at_matched_loss, fronts, rank_correlations
 
 _FEWEST_ARMS = 4
@@ -95,7 +95,7 @@ def _agreement(section: Section) -> PlainTable:
     """The lower triangle of the matrix of rank correlations."""
     found = [one for one in rank_correlations(section) if one.rho is not None and one.arms >= _FEWEST_ARMS]
     names = list(dict.fromkeys(metric for one in found for metric in (one.one, one.other)))
-    shown = {(one.other, one.one): f"{one.rho:+.2f}" for one in found}
+    shown = {(one.other, one.one): signed(one.rho, 2) for one in found}
     counts = sorted({one.arms for one in found})
     over = " to ".join(map(str, counts[:1] + counts[1:][-1:]))
     return PlainTable(

@@ -140,8 +140,8 @@ def matched_cautions(matches: Sequence[Match]) -> Iterable[str]:
     few = sorted(method for method, count in points.items() if 1 < count < ENOUGH_POINTS)
     if few:
         yield (
-            f"Few points of {', '.join(few)}: between strengths curves are drawn, not measured; {ENOUGH_POINTS} or more"
-            " would show how they bend."
+            f"Few points of {', '.join(few)}: between strengths curves are drawn, not measured, and where they bend the"
+            f" intervals are too narrow. {ENOUGH_POINTS} strengths or more would do."
         )
     used = {name for match in matches if match.difference is not None for name in (match.method, match.other)}
     if single := sorted(method for method, count in points.items() if count == 1 and method in used):

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from legibility.tradeoff._adjusted_gains import matched_controls
 from legibility.tradeoff._arms import Arm, Comparison, Metric, Section, is_matched
-from legibility.tradeoff._praise import matched_controls
 from legibility.tradeoff._statistics import Estimate
 from legibility.tradeoff._wording import (
     change_in_words,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from legibility.lightning_plugins.foundation._arguments import argument_names, by_name, pick_input, pick_mask
+from legibility.lightning_plugins.foundation._candidates import candidates, parts_in_words
 from legibility.lightning_plugins.foundation._choose_output import choose_output
 from legibility.lightning_plugins.foundation._compiled import forget_compiled
 from legibility.lightning_plugins.foundation._direct_calls import DirectCalls
@@ -146,7 +147,7 @@ class Recorder:
                 f"`model`/`taps`/`reads`: {', '.join(scripted)} is compiled by TorchScript, which runs no hooks of ours. "
                 "Name a module of Python around it, or call it from one."
             )
-        for name in [self.model] if self.model is not None else _candidates(self._modules):
+        for name in [self.model] if self.model is not None else candidates(self._modules):
             self._hooks.add(name, self._modules[name], self._record)
         if not self.model:
             self._direct.install()
@@ -204,7 +205,7 @@ class Recorder:
 
     def _find(self, calls: list[_Call]) -> str:
         # Sizes are asked for again: lazy parameters have some only after the first call.
-        holders = set(_candidates(self._modules))
+        holders = set(candidates(self._modules))
         calls = [call for call in calls if call.name in holders]
         predicting = [call for call in calls if self.output is not None or has_predictions(call.result)]
         if not calls:
@@ -212,7 +213,7 @@ class Recorder:
                 "`model`: no single module that holds most of the trainable parameters was called in the step, so the "
                 "primary can't be found. Name it with `model=`, call the module as `self.net(x)` instead of "
                 "`self.net.forward(x)`, or give `use_reentrant=False` if it is checkpointed; the parts of this "
-                f"LightningModule: {_parts(self._modules)}."
+                f"LightningModule: {parts_in_words(self._modules)}."
             )
         # A module that contains another one has the shorter name: the outermost call is what the user calls.
         return min((call.name for call in predicting or calls), key=len)
@@ -346,13 +347,6 @@ def _first_floating(name: str, result: Any) -> Leaf:
     raise ValueError(f"`taps`: {name} returned no floating-point tensor ({type(result).__name__}).")
 
 
-def _parts(modules: dict[str, nn.Module]) -> str:
-    """The outermost modules with their share of the parameters, for messages."""
-    sizes = {name: sum(p.numel() for p in m.parameters() if not nn.parameter.is_lazy(p)) for name, m in modules.items()}
-    outer = [name for name in modules if name and "." not in name][:12]
-    return ", ".join(f"{name} ({sizes[name] / max(sizes[''], 1):.0%} of the parameters)" for name in outer) or "none"
-
-
 def _same(read: Leaf, leaf: Leaf) -> bool:
     return (
         isinstance(read, Tensor) and isinstance(leaf, Tensor) and read.shape == leaf.shape and torch.equal(read, leaf)
@@ -378,29 +372,3 @@ def modules_by_name(root: nn.Module) -> dict[str, nn.Module]:
 def _unwrapped(module: nn.Module) -> nn.Module:
     wrapped = [m for name, m in module.named_modules() if name and not plain_name(name)]
     return wrapped[-1] if wrapped else module
-
-
-def _candidates(modules: dict[str, nn.Module]) -> list[str]:
-    """Names of the modules that hold more than half of the trainable parameters, outermost first.
-
-    All modules while there are lazy parameters, whose sizes are not known.
-    """
-    parameters = list(modules[""].parameters())
-    if any(nn.parameter.is_lazy(parameter) for parameter in parameters):
-        return [name for name, module in modules.items() if not isinstance(module, torch.jit.ScriptModule)]
-    trainable = {id(p): p.numel() for p in parameters if p.requires_grad}
-    held = _held_by_optimizers(modules[""])
-    # A target network may require gradients that nobody uses.
-    trainable = {key: size for key, size in trainable.items() if key in held} or trainable
-    half = sum(trainable.values()) / 2
-    return [
-        name
-        for name, module in modules.items()
-        if sum(trainable.get(id(p), 0) for p in module.parameters()) > half > 0
-        and not isinstance(module, torch.jit.ScriptModule)
-    ]
-
-
-def _held_by_optimizers(root: nn.Module) -> set[int]:
-    optimizers = getattr(getattr(root, "_trainer", None), "optimizers", None) or ()
-    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}

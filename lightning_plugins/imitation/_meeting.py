@@ -78,3 +78,13 @@ def of_known_kind(built: BuiltCohort, recordings: list[Recording], *, warn: bool
             "To have another part imitated, name it with `model=`."
         )
     return known
+
+
+def say_if_it_never_counted(built: BuiltCohort, batches: int) -> None:
+    """Warns at the end of a fit in which a term was asked for and there was none. Of students elsewhere, others know."""
+    if batches > 0 and built.ranks == 1 and not any(built.cohort.active.values()):
+        rank_zero_warn(
+            f"StudentLegibility: in {batches} batches no student came to know more of the model than a constant does, "
+            "so the term was zero throughout and the model was trained as without it. Train longer, or raise "
+            "`learning_rate`, which is the students'."
+        )

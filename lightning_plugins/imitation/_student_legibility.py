@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from legibility.lightning_plugins.foundation._callback import (
@@ -28,7 +27,12 @@ from legibility.lightning_plugins.foundation._warm_up import WarmUp
 from legibility.lightning_plugins.imitation._begin import begin
 from legibility.lightning_plugins.imitation._build_cohort import BuiltCohort
 from legibility.lightning_plugins.imitation._legibility_term import Direction, term_in_words
-from legibility.lightning_plugins.imitation._meeting import meet_each, of_known_kind, with_examples
+from legibility.lightning_plugins.imitation._meeting import (
+    meet_each,
+    of_known_kind,
+    say_if_it_never_counted,
+    with_examples,
+)
 from legibility.lightning_plugins.imitation._plan import Imitate, check_students
 from legibility.lightning_plugins.imitation._split import Sync, check_sync, failures_of_all, logs_of_all, states_of_all
 from legibility.lightning_plugins.imitation._summary import print_summary
@@ -209,20 +213,10 @@ class StudentLegibility(LegibilityCallback):
         """Says so if the term never found a loss; students that were dropped on one rank are known on all."""
         if self.built is not None:
             failures_of_all(self.built)
-            if self._idle(trainer):
-                rank_zero_warn(
-                    f"StudentLegibility: in {self._steps} batches no student came to know more of the model than a "
-                    "constant does, so the term was zero throughout and the model was trained as without it. Train "
-                    "longer, or raise `learning_rate`, which is the students'."
-                )
+            if self.strength > 0 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                say_if_it_never_counted(self.built, self._steps)
         if self._manual is not None and self._recorder is not None:
             self._manual.end_fit(self._recorder.model or "")
-
-    def _idle(self, trainer: "Trainer") -> bool:
-        """Whether a term that was asked for never counted; of students on other ranks, those know."""
-        assert self.built is not None
-        asked = self.strength > 0 and self._steps > 0 and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        return asked and self.built.ranks == 1 and not any(self.built.cohort.active.values())
 
     def _uninstall(self) -> None:
         module = self._module() if self._module is not None else None

@@ -56,10 +56,10 @@ def cost_entry(
     model: nn.Module,
     device: torch.device,
     terms: Mapping[str, float | None],
+    report_seconds: float,
     *,
     fit_seconds: float | None,
     steps: int | None,
-    report_seconds: float,
 ) -> CostEntry:
     """The run record's costs.
 
@@ -68,9 +68,9 @@ def cost_entry(
         model: What was trained: its parameters are counted.
         device: Where it was.
         terms: Seconds per step of each callback.
+        report_seconds: What measuring took.
         fit_seconds: Of the fit; None if there was none, or it belongs to another record.
         steps: Optimizer steps of it.
-        report_seconds: What measuring took.
     """
     return CostEntry(
         fit_seconds=fit_seconds,

@@ -201,7 +201,7 @@ def _measure(
         chosen = None if isinstance(families.students, str) else families.students
         with unhitched(subject.primary):
             seen = look_at(subject, queries, used, temperature)
-            choice = Choice(extent.patterns, extent.left(), extent.why_none, extent.tell, chosen, per_fit)
+            choice = Choice(extent.patterns, extent.left, extent.why_none, extent.tell, chosen, per_fit)
             others = further(seen, subject, choice, classifies=classifies(queries), progress=progress)
             found.scores += others.entries
             if extent.page is not None:

@@ -26,7 +26,7 @@ from legibility.lightning_plugins.report._wandb import announce_run, publish_rec
 from legibility.lightning_plugins.report.choice._budget import Budget, Spent
 from legibility.lightning_plugins.report.picture._options import ModelPage
 from legibility.students import Student
-from legibility.tradeoff import RunRecord, TaskEntry, save_record
+from legibility.tradeoff import CostEntry, RunRecord, TaskEntry, save_record
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule, LightningModule, Trainer
@@ -41,16 +41,15 @@ class InterpretabilityReport(LegibilityCallback):
     - held-out imitation: students of architectures that took no part in training learn the model's answers from
       scratch; KL, relative KL, top-1 disagreement, code length, saving, and the saving beyond the same students' on
       the true labels (:func:`legibility.scores.held_out_imitation`);
-    - patch-through KL and unexplained variance of each tap;
-    - sparsity of the weights;
+    - patch-through KL and unexplained variance of each tap; sparsity of the weights;
     - guards: entropy, effective rank, RMS and live units of each tap;
     - whatever else of :mod:`legibility.scores` applies to this model, each beside an untrained, a constant, a permuted and a
       flattened one: imitation by trees, neighbours and kernels, error predictability, circuits, compressed size, weight
       structure, dimension, lenses, feed-forward values, and with ``concepts`` what units say of them.
 
-    The held-out students come first and are never cut short. The rest is announced with estimates and measured cheapest
-    first, within a budget: by default the report takes at most 15 % of the fit's time. What did not fit in says so; ask
-    for it with ``budget_seconds=inf``.
+    The held-out students come first and are never cut short: in a short fit they alone can take longer than the budget,
+    15 % of the fit's time. The rest is announced with estimates and taken cheapest first as long as the whole stays within
+    it (2 % where the students used it up). What did not fit in says so; ``budget_seconds=inf`` (YAML ``.inf``) takes all.
 
     Under DDP rank 0 measures and the others wait. Under FSDP2 and tensor parallelism all ranks measure in step, each
     with its shards, and rank 0 writes; :meth:`measure` must be called on all ranks then.
@@ -79,8 +78,8 @@ class InterpretabilityReport(LegibilityCallback):
         budget: Time for the whole report as a share of the fit's; 0 leaves it at the held-out students.
         budget_seconds: The same in seconds, also where no fit was run (:meth:`measure`); ``inf``: no limit.
         task_loss: Name of a logged metric to report as the task loss, where the cross-entropy of the queries is not it.
-        page: Write ``model.html`` beside the record, many small pictures of the model on one page that needs no network,
-            and ``picture.json.gz``, what it is drawn from; a :class:`ModelPage` says how tokens and examples are shown.
+        page: Write ``model.html`` beside the record, many small pictures of the model on one page, and
+            ``picture.json.gz``, what it is drawn from; a :class:`ModelPage` says how tokens and examples are shown.
         progress: Print what is being measured, what it is estimated to take and what it took.
 
     Raises:
@@ -150,8 +149,6 @@ class InterpretabilityReport(LegibilityCallback):
         """Distinguishes several instances by what they act on."""
         return self._generate_state_key(arm=self.arm, model=self.model, output=self.output)
 
-    # -- keeping queries
-
     def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         self._adopt(trainer)
         announce_run(trainer, self.arm, self.seed, self.recipe)
@@ -210,8 +207,6 @@ class InterpretabilityReport(LegibilityCallback):
     def on_validation_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Stops watching."""
         self._keeper.stop_validation()
-
-    # -- cost
 
     def on_train_batch_start(
         self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int
@@ -295,13 +290,15 @@ class InterpretabilityReport(LegibilityCallback):
             rank_zero_warn(f"InterpretabilityReport could not measure this model: {error}")
             source = "none: measuring failed"
             found = Measurement(TaskEntry("none", None, None, None, None, source), notes=[f"measuring failed: {error}"])
-        write = partial(self._record_of, trainer, pl_module, found, control, fit_seconds, steps)
-        self.record, self.page_path = write(time.perf_counter() - start), None
+        device, terms = trainer.strategy.root_device, terms_of(plugins_of(trainer))
+        cost = partial(cost_entry, self._clock, pl_module, device, terms, fit_seconds=fit_seconds, steps=steps)
+        record = partial(self._record_of, trainer, pl_module, found, control)
+        self.record, self.page_path = record(cost(time.perf_counter() - start)), None
         if not trainer.is_global_zero:
             return
-        if found.picture is not None:
+        if found.picture is not None:  # it is a part of what the report costs
             self.page_path = write_page(self.record, found.picture, target)
-            self.record = write(time.perf_counter() - start)  # the page is a part of what the report costs
+            self.record = record(cost(time.perf_counter() - start))
         self.path = save_record(self.record, target)
         say(self.progress, cost_in_words(self.record.cost, self.page_path))
         publish_record(trainer, self.path, self.page_path)
@@ -312,19 +309,9 @@ class InterpretabilityReport(LegibilityCallback):
         pl_module: "LightningModule",
         found: Measurement,
         control: TemperatureControl | RandomInitControl | None,
-        fit_seconds: float | None,
-        steps: int | None,
-        seconds: float,
+        cost: CostEntry,
     ) -> RunRecord:
-        cost = cost_entry(
-            self._clock,
-            pl_module,
-            trainer.strategy.root_device,
-            terms_of(plugins_of(trainer)),
-            fit_seconds=fit_seconds,
-            steps=steps,
-            report_seconds=seconds,
-        )
+        settings = {"queries": self.queries, "passes": self.families.passes, "hparams": plain_hparams(pl_module)}
         return run_record(
             found,
             cost,
@@ -333,7 +320,7 @@ class InterpretabilityReport(LegibilityCallback):
             recipe=self.recipe,
             plugins=plugins_of(trainer),
             control=control,
-            settings={"queries": self.queries, "passes": self.families.passes, "hparams": plain_hparams(pl_module)},
+            settings=settings,
         )
 
     def _measured(
@@ -344,8 +331,8 @@ class InterpretabilityReport(LegibilityCallback):
         fit_seconds: float | None,
         start: float,
     ) -> Measurement:
-        on = self.progress and trainer.is_global_zero
-        with on_device(pl_module, trainer.strategy.root_device), telling(on) as (progress, aloud):
+        shown = telling(self.progress and trainer.is_global_zero)
+        with on_device(pl_module, trainer.strategy.root_device), shown as (progress, aloud):
             recorder = partial(self._recorder, pl_module, taps=True)
             subject = finished_model(trainer, self._keeper.kept, recorder)
             spent = Spent(self.budget, fit_seconds, start)

@@ -188,7 +188,7 @@ def _is_linear(layer: nn.Module) -> bool:
 
 
 def _is_transposed(layer: nn.Module) -> bool:
-    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf") and getattr(layer, "weight", layer).ndim == 2
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf") and layer.get_parameter("weight").ndim == 2
 
 
 def _written_by_read(layer: nn.Module) -> Tensor:

@@ -1,29 +1,21 @@
 """Held-out imitation: how well other architectures, fitted from scratch, learn to answer like the primary."""
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-from legibility.scores.imitation._decisions import Decisions, imitate_decisions, no_decisions, steps_of_decisions
-from legibility.scores.imitation._distribution import Distribution, imitate_distribution
+from legibility.scores.imitation._decisions import no_decisions, steps_of_decisions
+from legibility.scores.imitation._distribution import Distribution
 from legibility.scores.imitation._estimators import Estimator
-from legibility.scores.imitation._families import Family, Training, block_edges, family_names, isolated, steps_of
+from legibility.scores.imitation._families import Family, Training, block_edges, family_names, steps_of
 from legibility.scores.imitation._family_imitation import FamilyImitation
-from legibility.scores.imitation._processes import checked_jobs, in_processes
 from legibility.scores.imitation._queries import Queries
-from legibility.scores.imitation._refitted import fits_of, refit, why_unread
-from legibility.students import Student
+from legibility.scores.imitation._work import Progress, Work, decided_by, imitated
 
 CONSTANT_BELOW = 1e-3
 """A primary whose `KL(p || marginal)` is below this, in nats, counts as constant."""
-
-Progress = Callable[[str, float], None]
-Result = TypeVar("Result")
 
 
 def held_out_imitation(
@@ -129,9 +121,9 @@ def held_out_imitation(
     labels = queries.logits.argmax(-1)
     marginal_kl = _marginal_kl(queries, slice(0, first), slice(first, None))
     steps = steps_of_decisions(edges, training) + steps_of(first, 2 * passes, batch_size)
-    work = _Work(queries, labels, students, edges, training, jobs, progress)
+    work = Work(queries, labels, students, edges, training, jobs, progress)
     work.total = work.networks * steps + work.fits(shares=True)
-    refitted, trained = work.refit(shares=True), work.train(names, _imitated, steps)
+    refitted, trained = work.refit(shares=True), work.train(names, imitated, steps)
     found = {}
     for name, student in zip(names, students, strict=True):
         decisions, distribution, seconds = no_decisions(), Distribution(math.nan, {}, {}), work.seconds
@@ -213,10 +205,10 @@ def held_out_twin(
     edges = block_edges(len(queries), blocks)
     names = _names(students)
     labels = torch.where(queries.counted, true_labels, 0)
-    work = _Work(queries, labels, students, edges, training, jobs, progress)
+    work = Work(queries, labels, students, edges, training, jobs, progress)
     steps = steps_of_decisions(edges, training)
     work.total = work.networks * steps + work.fits(shares=False)
-    refitted, trained = work.refit(shares=False), work.train(names, _decided_by, steps)
+    refitted, trained = work.refit(shares=False), work.train(names, decided_by, steps)
     savings = {}
     for name, student in zip(names, students, strict=True):
         if not isinstance(student, Estimator):
@@ -226,101 +218,8 @@ def held_out_twin(
     return savings
 
 
-def _imitated(
-    queries: Queries,
-    labels: Tensor,
-    student: Student,
-    edges: list[int],
-    training: Training,
-    advance: Callable[[], None] = lambda: None,
-) -> tuple[Decisions, Distribution, float]:
-    """What one network learnt, and the seconds that took."""
-    started = time.perf_counter()
-    with isolated(queries.inputs.device):
-        decisions = imitate_decisions(queries, labels, student, edges, training, advance)
-        distribution = imitate_distribution(queries, student, edges[-2], training, advance)
-    return decisions, distribution, time.perf_counter() - started
-
-
-def _decided_by(
-    queries: Queries,
-    labels: Tensor,
-    student: Student,
-    edges: list[int],
-    training: Training,
-    advance: Callable[[], None] = lambda: None,
-) -> float:
-    """What one network saves."""
-    with isolated(queries.inputs.device):
-        return imitate_decisions(queries, labels, student, edges, training, advance).saving
-
-
 _DECIDED = ("disagreement", "code_length", "null_code_length", "saving", "adjusted_saving", "surplus")
 _SCORES = ("kl", "relative_kl", *_DECIDED)
-
-
-class _Work:
-    """What is to be done: fits the estimators, and turns steps and fits into about a hundred reports of progress."""
-
-    def __init__(
-        self,
-        queries: Queries,
-        labels: Tensor,
-        students: Sequence[Family],
-        edges: list[int],
-        training: Training,
-        jobs: int | None,
-        report: Progress | None,
-    ) -> None:
-        self.queries, self.labels, self.edges, self.jobs, self.training = queries, labels, edges, jobs, training
-        self.students = students
-        self.at_a_time = checked_jobs(jobs) if queries.inputs.device.type == "cpu" else 1
-        self.estimators = [student for student in students if isinstance(student, Estimator)]
-        self.networks = len(students) - len(self.estimators)
-        self.unread: str | None = why_unread(queries) if self.estimators else None
-        self.report, self.total, self.done, self.name, self.seconds = report, 1, 0, "", 0.0
-
-    def fits(self, *, shares: bool) -> int:
-        return 0 if self.unread is not None else fits_of(self.estimators, self.edges, shares)
-
-    def refit(self, *, shares: bool) -> Iterator[tuple[Decisions, Distribution]]:
-        if not self.fits(shares=shares):
-            return iter(())
-        started = time.perf_counter()
-        results = refit(
-            self.queries, self.labels, self.estimators, self.edges,
-            shares=shares, seed=self.training.seed, jobs=self.jobs, advance=self._fitted,
-        )  # fmt: skip
-        self.seconds = (time.perf_counter() - started) / len(self.estimators)
-        return iter(results)
-
-    def train(self, names: Sequence[str], work: Callable[..., Result], steps: int) -> Iterator[Result]:
-        """What `work` makes of each network, in order."""
-        given = [
-            (name, (self.queries, self.labels, student, self.edges, self.training))
-            for name, student in zip(names, self.students, strict=True)
-            if not isinstance(student, Estimator)
-        ]
-        if self.at_a_time == 1:
-            for name, arguments in given:
-                self.name = name
-                yield work(*arguments, self.advance)
-            return
-        results = in_processes(work, [arguments for _, arguments in given], self.at_a_time)
-        for (name, _), result in zip(given, results, strict=True):
-            self.name = name
-            self.advance(steps)
-            yield result
-
-    def _fitted(self, name: str) -> None:
-        self.name = name
-        self.advance()
-
-    def advance(self, steps: int = 1) -> None:
-        self.done += steps
-        often = max(1, self.total // 100)
-        if self.report is not None and (steps >= often or self.done % often == 0 or self.done == self.total):
-            self.report(self.name, self.done / self.total)
 
 
 def _names(students: Sequence[Family]) -> list[str]:

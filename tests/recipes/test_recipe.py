@@ -59,6 +59,20 @@ def test_recipes_are_read_without_torch() -> None:
     assert "reweighted-heal" in done.stdout
 
 
+def test_annotations_and_arms_of_other_recipes_need_no_import(tmp_path: Path) -> None:
+    text = (
+        "import no_such_module\nfrom typing import Any\nfrom legibility.recipes.digits import RECIPE as DIGITS\n"
+        "from legibility.recipes import Arm, Preset, Recipe\n"
+        "def _arm(x: Any, y: no_such_module.Kind = 1) -> Arm:\n    return Arm({'model': {'x': x}})\n"
+        "RECIPE = Recipe('mine', '?', {'plain': _arm(2), 'other': DIGITS.arms['proximal']}, {'quick': Preset((0,))})\n"
+    )
+    (tmp_path / "mine.py").write_text(text)
+    (tmp_path / "mine.yaml").write_text("{}")
+    recipe = find(str(tmp_path / "mine.py")).recipe
+    assert recipe.arms["plain"].config == {"model": {"x": 2}}
+    assert recipe.arms["other"] == find("digits").recipe.arms["proximal"]
+
+
 def test_every_shipped_recipe_is_found_and_names_itself() -> None:
     assert shipped()
     for name in shipped():

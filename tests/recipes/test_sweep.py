@@ -163,8 +163,8 @@ def test_the_live_line_says_what_runs_and_plain_lines_what_is_done(toy: Path) ->
         assert shown == "plain/0 training 50%"
         assert screen.done == 1
         printed = console.file.getvalue()  # type: ignore[attr-defined]
-        assert "[1/2] toy/quick/plain/seed-0  done in 3 s" in printed
-        assert "[2/2] toy/quick/decay/seed-0  FAILED: ValueError: [no]" in printed
+        assert f"[1/2] toy/quick/plain/seed-0  done in 3 s{'' if terminal else '; about 3 s left'}\n" in printed
+        assert "[2/2] toy/quick/decay/seed-0  FAILED: ValueError: [no]\n" in printed
         assert ("\x1b[" in printed) == terminal
 
 

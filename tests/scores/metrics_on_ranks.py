@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from test_every_metric import CASES, rows_of
+from metric_cases import CASES, rows_of
 
 ROWS = 320
 

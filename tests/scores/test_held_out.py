@@ -11,6 +11,8 @@ from torch.nn import functional
 from legibility.scores import (
     PROTOCOL,
     Queries,
+    TreeEstimator,
+    error_predictability,
     held_out_imitation,
     held_out_twin,
     kt_code_length,
@@ -305,3 +307,49 @@ def _last_block(inputs: Tensor, logits: Tensor) -> float:
         bits = prediction_code_length(output / temperature, top[seen : 2 * seen]).sum().item()
         temperature = max(1.0, match_temperature(output, top[seen : 2 * seen], 0.0))
     return bits
+
+
+@pytest.mark.slow
+def test_fits_in_processes_give_the_same_numbers() -> None:
+    pytest.importorskip("sklearn")
+    inputs = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    logits = inputs @ torch.ones(4, 3).triu() * 3
+    labels = torch.where(torch.arange(200) % 4 == 0, 0, logits.argmax(1))
+    queries = Queries(inputs, logits, labels, taps={"tap": inputs.tanh()})
+    families = [LinearStudent(), TreeEstimator(), MLPStudent(width=8)]
+    said: list[tuple[str, float]] = []
+    one, two = (
+        held_out_imitation(
+            queries,
+            families,
+            twin=held_out_twin(queries, families, passes=1, jobs=jobs),
+            passes=1,
+            jobs=jobs,
+            progress=lambda name, share: said.append((name, share)),
+        )
+        for jobs in (1, 2)
+    )
+    assert list(one) == list(two) == ["linear", "tree", "mlp"]
+    for name, found in one.items():
+        for score in ("kl", "code_length", "adjusted_saving", "disagreement", "surplus", "fvu", "cka"):
+            assert getattr(two[name], score) == pytest.approx(getattr(found, score), rel=0, abs=0, nan_ok=True)
+        if found.predicted_taps:
+            assert torch.equal(found.predicted_taps["tap"], two[name].predicted_taps["tap"])
+    assert said[-1][1] == 1.0
+    kappas = [
+        [each.kappa for each in error_predictability(queries, families, passes=1, jobs=jobs).values()]
+        for jobs in (None, 2)
+    ]
+    assert kappas[0] == kappas[1]
+    with pytest.raises(ValueError, match="`jobs` must be at least 1, got 0"):
+        held_out_imitation(queries, families, jobs=0)
+
+
+def test_cka_of_a_layer_and_its_prediction() -> None:
+    inputs = torch.randn(256, 4, generator=torch.Generator().manual_seed(0))
+    taps = {"linear": inputs @ torch.ones(4, 3).triu(), "noise": torch.randn(256, 3), "dead": torch.ones(256, 2)}
+    found = held_out_imitation(Queries(inputs, inputs[:, :3] * 2, taps=taps), [LinearStudent()])["linear"]
+    assert found.cka["linear"] > 0.95 and found.cka["noise"] < 0.5 and math.isnan(found.cka["dead"])
+    scaled = taps | {"linear": taps["linear"] * torch.tensor([8.0, 1.0, 0.25])}
+    again = held_out_imitation(Queries(inputs, inputs[:, :3] * 2, taps=scaled), [LinearStudent()])["linear"]
+    assert again.cka["linear"] == pytest.approx(found.cka["linear"], abs=1e-6)

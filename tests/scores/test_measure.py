@@ -31,6 +31,7 @@ from legibility.scores import (
     measure,
     structure_scores,
 )
+from legibility.scores._measure import UNLEARNT
 from legibility.students import LinearStudent
 
 pytest.importorskip("sklearn")
@@ -107,13 +108,15 @@ def test_a_flattened_model_has_the_same_value(found: dict[str, Measured], name: 
 
 
 def test_answers_that_were_dealt_out_anew_arent_compressed(found: dict[str, Measured]) -> None:
-    assert found["imitation_saving"].controls["permuted answers"] < found["imitation_saving"].value - 0.2
+    saving = found["imitation_saving"]
+    assert saving.control_details["permuted answers"][UNLEARNT] < saving.value - 0.2
     assert found["circuit_nodes"].control_reasons["permuted answers"] == "needs the model itself"
     assert math.isnan(found["error_predictability"].controls["permuted answers"])
     # Labels of concepts are dealt out anew too: no unit tells them.
     assert found["used_given_encoded"].control_reasons["permuted answers"].startswith("no linear probe reads any")
-    assert found["gated_disentanglement"].controls["permuted answers"] < 0.1
-    assert found["selectivity"].controls["permuted answers"] < 0.1 < found["selectivity"].value
+    for name in ("gated_disentanglement", "selectivity"):
+        assert "hasn't learnt" in found[name].control_reasons["permuted answers"]
+        assert found[name].control_details["permuted answers"][UNLEARNT] < 0.1 < found[name].value
 
 
 def test_a_rescaled_twin_has_the_same_values(trained: Any, found: dict[str, Measured]) -> None:
@@ -235,3 +238,25 @@ def test_beaten_by() -> None:
     assert Measured("s", "", "lower", value=2.0, controls=beside).beaten_by == ("a",)
     assert Measured("s", "", None, value=2.0, controls=beside).beaten_by == ()
     assert Measured("s", "", "lower", controls=beside).beaten_by == ()
+    assert Measured("s", "", "lower", value=1.0 + 1e-7, controls=beside).beaten_by == ()  # that is rounding
+    unlearnt = {"a": {UNLEARNT: 1.0}, "b": {UNLEARNT: 3.0, "other": 9.0}, "c": {"other": 9.0}}
+    assert Measured("s", "", "higher", value=2.0, control_details=unlearnt).doubted_by == ("b",)
+
+
+def test_an_untrained_model_has_no_headline_however_loud(trained: Any) -> None:
+    loud = copy.deepcopy(trained)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for layer in loud[::2]:
+            layer.reset_parameters()
+        with torch.no_grad():
+            loud[4].weight.mul_(60.0)
+    ready = ("imitation_saving", "circuit_nodes", "used_given_encoded", "compressed_size", "gated_disentanglement")
+    ready += ("patch_through", "unit_readability", "selectivity", "explanation_error")
+    listed = [each for each in scores() if each.name in ready]
+    assert len(listed) == len(ready)
+    for each in measure(material(loud), listed):
+        assert math.isnan(each.value) and each.reason, each.name
+    saving = measure(material(loud), listed[:1])[0]
+    assert saving.name == "imitation_saving" and saving.details[UNLEARNT] > 0.05
+    assert saving.reason is not None and "it hasn't learnt the task (its value would be" in saving.reason

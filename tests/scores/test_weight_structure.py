@@ -227,7 +227,7 @@ def test_sparsity_of_canonical_weights_doesnt_change_with_rescaling() -> None:
 
 def crossing(outputs_of_unit: Tensor) -> Any:
     """Four inputs, each read by one unit; units speak to outputs as given, (outputs, units)."""
-    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    net: Any = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     with torch.no_grad():
         net[0].weight.copy_(torch.eye(4))
         net[2].weight.copy_(outputs_of_unit)
@@ -239,7 +239,7 @@ def test_crosstalk_by_hand() -> None:
     assert path_crosstalk(crossing(torch.eye(4)), inputs).crosstalk == 0.0
     assert path_crosstalk(crossing(torch.ones(4, 4)), inputs).crosstalk == pytest.approx(1.0)
     # Each unit speaks to two of four: 1/2 of the pairs of paths end at different outputs, of 3/4 at most.
-    pairs = torch.block_diag(torch.ones(2, 2), -torch.ones(2, 2))
+    pairs = side_by_side(torch.ones(2, 2), 2)
     assert path_crosstalk(crossing(pairs), inputs).crosstalk == pytest.approx(2 / 3)
 
 

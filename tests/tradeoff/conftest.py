@@ -1,6 +1,7 @@
-"""Run records built by hand, for all tests of this room."""
+"""Run records built by hand, and a headless browser where the machine has one, for all tests of this room."""
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -84,3 +85,20 @@ def language_model(record: Make) -> list[RunRecord]:
             task_loss = (2 + 0.01 * seed) * (1 + (loss + noise / 10) / 100)
             runs.append(record(arm, seed, task_loss, scores, control=control))
     return runs
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium or Chrome under playwright; tests that need it are skipped where either is missing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install legibility[dev]")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"needs one of {', '.join(BROWSERS)} on the PATH")
+    with playwright.sync_playwright() as driver:
+        # Containers run as root, where Chromium's sandbox doesn't start.
+        opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -199,8 +199,8 @@ def _circuits(picture: ModelPicture) -> Part:
     for one in picture.circuits:
         figures.append(_curve(one))
         for layer in one.layers:
-            alt = f"Which {one.granularity} of {layer.layer} stay: {layer.kept} of {layer.live}."
-            caption = f"{layer.kept} of {layer.live} live {one.granularity} stay."
+            alt = f"Which {one.granularity} of {layer.layer} stay: {layer.kept} of {layer.parts}."
+            caption = f"{layer.kept} of {layer.parts} {one.granularity} stay."
             figures.append(Figure(f"{layer.layer} ({one.granularity})", _image(layer.grid, alt, hatched=True), caption))
     return Part(
         "circuit",
@@ -208,7 +208,7 @@ def _circuits(picture: ModelPicture) -> Part:
         "How much of the model has to stay, the rest replaced by its mean, for it to go on answering as it does; and what "
         "stays at 90 % fidelity, layer by layer. Nodes are the units that a layer reads; edges its weights, rows written "
         "by columns read.",
-        "Blue stays, white can go, grey was never alive. The earlier the curve rises, the smaller the part that explains the "
+        "Blue stays, white can go or was never alive. The earlier the curve rises, the smaller the part that explains the "
         "model. Small is only an achievement if an untrained model needs more: its size stands in the caption.",
         figures,
     )

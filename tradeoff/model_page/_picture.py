@@ -87,13 +87,13 @@ class MaskPicture:
     Args:
         layer: its name.
         kept: how many parts stay.
-        live: how many there are.
-        grid: 99 where all stays, 0 where nothing does, -99 where nothing is live. A row of nodes, or written by read.
+        parts: how many there are, dead ones too.
+        grid: 99 where all stays, 0 where nothing does, -99 beyond the last part. Nodes in rows, or written by read.
     """
 
     layer: str
     kept: int
-    live: int
+    parts: int
     grid: Grid
 
 

@@ -141,7 +141,7 @@ def _method(axes: "Axes", group: Group, found: Mapping[str, Spot], metric: Metri
     )  # fmt: skip
     named = [] if group.control or len(members) < 2 else members if few else [members[0], members[-1]]
     for spot in members:
-        label = strength(spot.arm) or "" if spot in named else ""
+        label = strength(spot.arm) if spot in named else ""
         label += " †" if spot.arm.cells[metric].trained_on else ""
         place = (spot.x.mean, scale * spot.y.mean)
         axes.annotate(label, place, (6, 4), textcoords="offset points", fontsize=8, color=_COLOURS["var(--soft)"])

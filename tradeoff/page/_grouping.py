@@ -40,17 +40,20 @@ class Group:
     far: bool
 
 
-def strength(arm: Arm) -> str | None:
-    """What the arm's name ends in if that is a number, such as `"0.3"` of `"legibility-0.3"`."""
+def strength(arm: Arm) -> str:
+    """What the arm's name ends in if that is a number, such as `"0.3"` of `"legibility-0.3"`.
+
+    Without one `"1"`: beside `proximal-x0.5` the arm `proximal` is the one that is multiplied.
+    """
     found = method_of(arm.name)[1]
-    return None if found is None else f"{found:g}"
+    return "1" if found is None else f"{found:g}"
 
 
 def groups(section: Section) -> list[Group]:
     """The section's arms by method, the baseline first, controls after the method that they belong to.
 
-    Arms are of one method if their names differ in the number at the end only (`legibility-0.1`, `legibility-0.3`) and
-    the same terms were added to their loss. Shapes and colours both differ from method to method; a control has the
+    Arms are of one method if their names differ in the number at the end only (`legibility-0.1`, `legibility-0.3`; also
+    `proximal`, `proximal-x0.5`) and the same terms were added to their loss. Shapes and colours both differ from method to method; a control has the
     colour of the method it is matched to, and a cross.
     """
     members: dict[tuple[object, ...], list[Arm]] = {}
@@ -81,9 +84,9 @@ def looks(section: Section) -> dict[str, Look]:
 
 def _key(section: Section, arm: Arm) -> tuple[object, ...]:
     """What arms of one method have in common."""
-    method, found = method_of(arm.name)
-    if found is None or arm.name == section.baseline:
+    if arm.name == section.baseline:
         return (arm.name,)
+    method = method_of(arm.name)[0]
     control = arm.control_of
     kind = None if control is None else (control.kind, control.arm, _method_of(control.matches))
     return (method, kind, tuple(sorted(arm.records[0].strengths)))
@@ -100,8 +103,14 @@ def _told_apart(group: Group) -> str:
     return f"{group.name} for {_method_of(goal)}" if goal is not None else group.arms[0].name
 
 
+def _strength(arm: Arm) -> float:
+    """The one that the records hold, if they hold one; else by the name."""
+    known = list(arm.records[0].strengths.values())
+    return known[0] if len(known) == 1 else float(strength(arm))
+
+
 def _group(arms: Sequence[Arm], look: Look) -> Group:
     name = method_of(arms[0].name)[0] if len(arms) > 1 else arms[0].name
-    ordered = sorted(arms, key=lambda arm: float(strength(arm) or 0.0))
+    ordered = sorted(arms, key=_strength)
     control = arms[0].control_of
     return Group(name, tuple(ordered), look, control is not None, control is not None and control.kind == "random-init")

@@ -148,7 +148,7 @@ def _arm(section: Section, arm: Arm, order: dict[str, int]) -> dict[str, Any]:
         "name": _markup(arm.name),
         "lines": [_markup(line) for line in what if line],
         "seeds": list(arm.seeds),
-        "label": strength(arm) or "",
+        "label": strength(arm),
         "owner": owner,
         "controls": [order[control.name] for control in section.controls_of(arm.name)],
         "over": f"mean of {seeds(len(arm.records))}",

@@ -184,23 +184,33 @@ def _forgiven(take: Take) -> Take:
     return reading
 
 
-@dataclass(frozen=True)
-class _Forgiven(Control):
-    """A control that can't be made is a reason, whatever the model's own code raises."""
+@dataclass(frozen=True, eq=False)
+class _Ready(Control):
+    """A control that was made before, or the reason why it could not be."""
 
-    control: Control
+    called: str
+    made: Material | str
 
     @property
     def name(self) -> str:
-        return self.control.name
+        """As it is printed beside the score."""
+        return self.called
 
     def apply(self, material: Material) -> Material | str:
+        """What was made."""
+        return self.made
+
+
+def ready_controls(material: Material) -> list[Control]:
+    """The controls of :func:`legibility.scores.default_controls`, made: what that takes is no score's time.
+
+    One that can't be made has a reason, whatever the model's own code raises.
+    """
+
+    def made(control: Control) -> Material | str:
         try:
-            return self.control.apply(material)
+            return control.apply(material)
         except Exception as error:  # noqa: BLE001 - somebody else's model is copied and called
             return f"the control can't be made: {type(error).__name__}: {error}"
 
-
-def forgiving_controls() -> list[Control]:
-    """The controls of :func:`legibility.scores.default_controls`; one that can't be made has a reason, not an error."""
-    return [_Forgiven(control) for control in default_controls()]
+    return [_Ready(control.name, made(control)) for control in default_controls()]

@@ -1,5 +1,6 @@
 """Everything beside the held-out students that applies to a finished model: chosen, announced, taken."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -8,16 +9,18 @@ import torch
 from torch import Tensor
 
 from legibility.lightning_plugins.report._queries import Call, Subject
-from legibility.lightning_plugins.report.choice._applicable import NAMES, Applicable, applicable
-from legibility.lightning_plugins.report.choice._layers import Layers, head_of, layers_of
+from legibility.lightning_plugins.report.choice._applicable import NAMES, Applicable, applicable, ready_controls
+from legibility.lightning_plugins.report.choice._layers import Layers, asked, head_of, layers_of
 from legibility.lightning_plugins.report.choice._readings import Views
 from legibility.lightning_plugins.report.choice._subject_material import by_number
 from legibility.lightning_plugins.report.choice._within_budget import Further, Progress, missing, take
-from legibility.scores import Layer, Material, Queries, further_scores, headline_scores, structure_scores
+from legibility.scores import Control, Layer, Material, Queries, further_scores, headline_scores, structure_scores
 from legibility.students import Student
 from legibility.tradeoff import ScoreEntry
 
 _MOST_NUMBERS = 1e8  # 400 MB
+_PASSES = 8  # of the model over all examples: two layers' worth for it, and as much and its answers for two controls
+_TIMED = 32
 _SHARDED = "the weights are spread over ranks, and this score needs copies of the whole model: measure the saved model"
 
 
@@ -27,7 +30,7 @@ class Choice:
 
     Attributes:
         patterns: Shell patterns over the scores' names.
-        seconds: What is left of the budget.
+        left: Says how many seconds are left of the budget.
         why_none: What is said of each score if nothing is left.
         tell: Called with what will be done and what it is estimated to take.
         students: Held-out architectures that the user named, or None.
@@ -35,7 +38,7 @@ class Choice:
     """
 
     patterns: Sequence[str]
-    seconds: float
+    left: Callable[[], float]
     why_none: str
     tell: Callable[[str], None]
     students: Sequence[Student] | None
@@ -115,7 +118,21 @@ def further(seen: Seen, subject: Subject, choice: Choice, *, classifies: bool, p
         scores = [*headline_scores([]), *structure_scores(), *further_scores([])]
         entries = [missing(Applicable(score, False), str(seen.why_not)) for score in scores]
         return Further([entry for entry in map(_renamed, entries) if _matches(entry.name, choice.patterns)])
-    material, no_layer = _with_layer(seen) if choice.seconds > 0 else (seen.material, None)
+    material, no_layer, why_none = seen.material, None, choice.why_none
+    controls: list[Control] = []
+    left = choice.left()
+    if left > 0:
+        overhead = _PASSES * _pass_seconds(seen.material)
+        if overhead > left:
+            why_none = (
+                f"asking it and its controls would take about {overhead:.1f} s, {left:.1f} s of the budget are left"
+            )
+            left = 0.0
+            choice.tell(f"Nothing beside them: {why_none}.")
+        else:
+            material, no_layer = _with_layer(seen)
+            controls = ready_controls(material)
+            left = max(0.0, choice.left())
     scores_here = applicable(
         material,
         seen.views,
@@ -129,7 +146,15 @@ def further(seen: Seen, subject: Subject, choice: Choice, *, classifies: bool, p
         wired=subject.wired,
     )
     chosen = [one for one in scores_here if _matches(one.score.name, choice.patterns)]
-    return take(material, chosen, choice.seconds, choice.why_none, choice.tell, progress)
+    return take(material, chosen, controls, left, why_none, choice.tell, progress)
+
+
+def _pass_seconds(material: Material) -> float:
+    """Seconds of asking the model all examples, from the first of them."""
+    rows = material.queries.inputs[:_TIMED]
+    started = time.perf_counter()
+    asked(material, rows)
+    return (time.perf_counter() - started) * len(material.queries) / len(rows)
 
 
 def _with_layer(seen: Seen) -> tuple[Material, str | None]:

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from legibility.lightning_plugins.report.choice._applicable import Applicable, forgiving_controls
-from legibility.scores import Material, Measured, Score, measure
+from legibility.lightning_plugins.report.choice._applicable import Applicable
+from legibility.scores import Control, Material, Measured, Score, measure
 from legibility.tradeoff import ScoreEntry
 
 Progress = Callable[[str, float], None]
@@ -29,6 +30,7 @@ class Further:
 def take(
     material: Material,
     scores: Sequence[Applicable],
+    controls: Sequence[Control],
     budget: float,
     why_none: str,
     tell: Callable[[str], None],
@@ -39,6 +41,7 @@ def take(
     Args:
         material: The model, asked by number.
         scores: What there is to measure.
+        controls: Models beside it.
         budget: Seconds; at most 0 measures nothing.
         why_none: What is said of each score if nothing is measured.
         tell: Called once, before measuring, with the estimate of each score.
@@ -50,7 +53,7 @@ def take(
     measured: dict[str, Measured] = {}
     applying = [one.score for one in scores if one.reason is None]
     if budget > 0:
-        controls, plan = forgiving_controls(), lambda scores: tell(in_words(scores, budget))
+        plan = partial(_announce, budget, tell)
         found = measure(material, applying, controls, budget=budget, progress=progress, announce=plan)
         measured = {one.name: one for one in found}
     entries = []
@@ -58,6 +61,10 @@ def take(
         reason = one.reason or (None if one.score.name in measured else why_none)
         entries.append(_entry(one, measured[one.score.name]) if reason is None else missing(one, reason))
     return Further(entries, {name: one.findings for name, one in measured.items() if one.findings is not None})
+
+
+def _announce(budget: float, tell: Callable[[str], None], plan: Sequence[tuple[Score, float]]) -> None:
+    tell(in_words(plan, budget))
 
 
 def in_words(plan: Sequence[tuple[Score, float]], budget: float) -> str:

@@ -168,8 +168,9 @@ def _explained(scaled: Tensor, means: Tensor, counts: Tensor) -> Tensor:
     within = total - number * overall.square() - between
     if number <= answers:
         return torch.zeros_like(total)
-    variance = (total - number * overall.square()).clamp(min=1e-30)
-    return (1 - (number - 1) / (number - answers) * within / variance).clamp(0, 1).nan_to_num(0.0)
+    variance = total - number * overall.square()
+    share = 1 - (number - 1) / (number - answers) * within / variance.clamp(min=1e-30)
+    return torch.where(variance > 1e-9 * number, share.clamp(0, 1), 0.0)  # a dead unit stands for nothing
 
 
 def _spread_columns(answers: Tensor, most: int) -> Tensor:

@@ -47,7 +47,7 @@ def test_a_model_that_is_called_in_parts_is_asked_for_by_name() -> None:
     recorder.install()
     recorder.open()
     parts["decoder"](parts["encoder"](torch.randn(5, 4)))
-    with pytest.raises(ValueError, match="`model`.*Name it with `model=`.*encoder, decoder"):
+    with pytest.raises(ValueError, match="`model`.*Name it with `model=`.*encoder .50% .*decoder"):
         recorder.close()
 
 

@@ -451,7 +451,7 @@ def test_a_model_that_is_not_called_is_asked_for(pl: Any, trainer: Callable[...,
         task=parts if call == "parts" else lambda net, b: cross_entropy(net.forward(b[0]), b[1]),
         facts=lambda net, b: Facts(b[0], b[0]),
     )
-    with pytest.raises(ValueError, match=r"`model`: no single module.*self\(x\).*net.up, net.down"):
+    with pytest.raises(ValueError, match=r"`model`: no single module.*self\.net\(x\).*net.up \(50% .*net.down"):
         fit(pl, trainer, small)
 
 

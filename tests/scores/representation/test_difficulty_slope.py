@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from legibility.scores import DifficultySlope, difficulty_slope, profile_distance, search_regret
+from legibility.scores import DifficultySlope, difficulty_slope, profile_distance, reference_profiles, search_regret
 
 
 @pytest.fixture
@@ -84,3 +84,27 @@ def test_errors() -> None:
         search_regret(torch.ones(3, 2), 0)
     with pytest.raises(ValueError, match="must be finite for at least one candidate"):
         search_regret(torch.tensor([[-math.inf, 1.0]]), 1)
+
+
+def test_the_nearest_reference_names_the_mechanism() -> None:
+    draw = torch.Generator().manual_seed(0)
+    count = torch.randint(2, 64, (2000,), generator=draw)
+    values = torch.rand(2000, 64, generator=draw).masked_fill(torch.arange(64) >= count.unsqueeze(1), -math.inf)
+    known, chosen = torch.rand(2000, generator=draw) < 0.8, count // 2
+    references = reference_profiles(values, count.float(), budgets=[4, 16], chosen=chosen, known=known)
+    assert list(references) == ["guess", "heuristic", "search of 4", "search of 16", "memory"]
+    other = torch.rand(2000, 64, generator=draw).masked_fill(torch.arange(64) >= count.unsqueeze(1), -math.inf)
+    models = {
+        "heuristic": search_regret(other, 1, chosen=count // 2),
+        "search of 4": search_regret(other, 4),
+        "search of 16": search_regret(other, 16),
+    }
+    for name, regret in models.items():
+        own = difficulty_slope(regret, count.float()).profile
+        distances = {each: profile_distance(own, found.profile) for each, found in references.items()}
+        nearest = min(distances, key=lambda each: distances[each])
+        assert nearest == name or {nearest, name} == {"guess", "heuristic"}  # the middle one is as good as any
+    assert references["memory"].profile[32.0] == pytest.approx(0.2 * references["guess"].profile[32.0], rel=0.2)
+    assert references["search of 4"].profile[2.0] == 0.0 and references["search of 4"].profile[32.0] > 0.05
+    with pytest.raises(ValueError, match="`known` must be bool"):
+        reference_profiles(values, count.float(), known=count)

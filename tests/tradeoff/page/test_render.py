@@ -188,6 +188,18 @@ def test_one_method_has_one_colour_and_one_button(record: Make) -> None:
     assert "3 strengths" in parsed.text
 
 
+def test_an_arm_and_multiples_of_its_strengths_have_one_button(record: Make) -> None:
+    runs = [record("plain", 0, 2.0, {"fvu": 1.0})]
+    for arm, times in (("l1", 1.0), ("l1-x0.5", 0.5), ("l1-x10", 10.0), ("l1-x2", 2.0)):
+        runs.append(record(arm, 0, 2.1, {"fvu": 0.5}, strengths={"l1.a.*": 3 * times, "l1.b.*": 5 * times}))
+    parsed = Page(render_html(compare(runs)))
+    picture = parsed.pictures()["section-0"]
+    arms = [[picture["arms"][arm] for arm in group["arms"]] for group in picture["groups"]]
+    assert [[arm["name"] for arm in group] for group in arms] == [["plain"], ["l1-x0.5", "l1", "l1-x2", "l1-x10"]]
+    assert [arm["label"] for arm in arms[1]] == ["0.5", "1", "2", "10"]
+    assert "l1 4 strengths" in parsed.text
+
+
 def test_controls_of_several_methods_are_told_apart(record: Make) -> None:
     runs = [record("plain", 0, 2.0, {"fvu": 1.0})]
     for index, arm in enumerate(("a-1", "a-2", "b-1", "b-2")):
