@@ -15,6 +15,7 @@ from by_hand import make_manual
 from launch import part_of_each_batch, place
 from manual_programs import attached
 from tiny import make_module, weights_of
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 from legibility.lightning_plugins import (
@@ -60,7 +61,17 @@ def main(namespace: str, out: str, which: str, accumulate: str = "1") -> None:
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, accumulate_grad_batches=int(accumulate),
     )  # fmt: skip
+    learned: list[list[torch.Tensor]] = []
+    own = {id(p) for p in module.parameters()}
+
+    def students_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        if not any(id(p) in own for p in weights):
+            learned.append([p.grad.clone() for p in weights])
+
+    watching = register_optimizer_step_pre_hook(students_step)  # the callback has no hook that shows their gradients
     trainer.fit(module, DataLoader(rows, batch_size=share))
+    watching.remove()
     result = {"weights": weights_of(module), "gradients": module.seen}
     if which == "wiring":
         result["places"] = sparse["wiring"].wiring.places
@@ -68,7 +79,7 @@ def main(namespace: str, out: str, which: str, accumulate: str = "1") -> None:
         assert legibility.built is not None
         cohort = legibility.built.cohort
         result["students"] = {name: weights_of(network) for name, network in cohort.networks.items()}
-        result["active"] = cohort.active
+        result["active"], result["student_gradients"] = cohort.active, learned
     torch.save(result, f"{out}-{world}-{rank}.pt")
     if world > 1:
         torch.distributed.barrier()

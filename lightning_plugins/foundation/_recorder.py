@@ -1,10 +1,7 @@
-"""Finds the primary and its taps by name, and records the primary's forward calls."""
+"""Records the primary's forward calls, and finds the primary where nobody named it."""
 
-import difflib
-import fnmatch
-import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +15,7 @@ from legibility.lightning_plugins.foundation._choose_output import choose_output
 from legibility.lightning_plugins.foundation._compiled import forget_compiled
 from legibility.lightning_plugins.foundation._direct_calls import DirectCalls
 from legibility.lightning_plugins.foundation._hooks import Hooks
+from legibility.lightning_plugins.foundation._names import match_names, modules_by_name, unwrapped
 from legibility.lightning_plugins.foundation._recording import Recording, has_predictions, pick_leaf, prediction_shape
 from legibility.lightning_plugins.foundation._trees import (
     Leaf,
@@ -30,45 +28,7 @@ from legibility.lightning_plugins.foundation._trees import (
     whole,
 )
 
-# Names that wrappers (torch.compile, FSDP, activation checkpointing) put into module paths.
 _PATIENCE = 10  # training steps without a call of the model, after which that is said
-_WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-
-
-def plain_name(name: str) -> str:
-    """A module's name as the user wrote it, without the prefixes of wrappers.
-
-    Example:
-        >>> plain_name("net._orig_mod.blocks.0")
-        'net.blocks.0'
-    """
-    return _WRAPPERS.sub("", name + ".").removesuffix(".")
-
-
-def match_names(patterns: str | Sequence[str], names: Iterable[str], argument: str) -> list[str]:
-    """The names that match any of the shell patterns, in their own order.
-
-    Args:
-        patterns: One pattern or several (``"encoder.layers.*"``).
-        names: What there is.
-        argument: The caller's argument, for the message.
-
-    Raises:
-        ValueError: A pattern matches nothing; the message lists near names.
-
-    Example:
-        >>> match_names("blocks.*", ["blocks", "blocks.0", "blocks.1", "head"], "taps")
-        ['blocks.0', 'blocks.1']
-    """
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    names = [name for name in names if name]
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.3) or names[:8]
-            raise ValueError(
-                f"`{argument}` pattern {pattern!r} matches no name. Near: {', '.join(near) or 'there are no names'}."
-            )
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 class _Call(NamedTuple):
@@ -226,7 +186,7 @@ class Recorder:
                 "was called. Name modules that its forward calls; inside of `torch.utils.checkpoint` that needs "
                 "`use_reentrant=False`."
             )
-        self._arguments = self._arguments or argument_names(_unwrapped(self.primary))
+        self._arguments = self._arguments or argument_names(unwrapped(self.primary))
         arguments = by_name(self._arguments, call.args, call.kwargs)
         named = None if self.reads is None else call.tapped[self.reads]
         if self.output is None:
@@ -358,17 +318,3 @@ def _without_stale(call: _Call, before: _Call | None) -> _Call:
     if before is None:
         return call
     return call._replace(tapped={n: leaf for n, leaf in call.tapped.items() if leaf is not before.tapped.get(n)})
-
-
-def modules_by_name(root: nn.Module) -> dict[str, nn.Module]:
-    """Modules by the names that users know. A wrapper goes by the name of what it wraps: it is what is called."""
-    modules: dict[str, nn.Module] = {}
-    # A module that hangs in two places has two names.
-    for name, module in root.named_modules(remove_duplicate=False):
-        modules.setdefault(plain_name(name), module)
-    return modules
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    wrapped = [m for name, m in module.named_modules() if name and not plain_name(name)]
-    return wrapped[-1] if wrapped else module

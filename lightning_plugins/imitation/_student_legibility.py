@@ -36,6 +36,7 @@ from legibility.lightning_plugins.imitation._meeting import (
 from legibility.lightning_plugins.imitation._plan import Imitate, check_students
 from legibility.lightning_plugins.imitation._split import Sync, check_sync, failures_of_all, logs_of_all, states_of_all
 from legibility.lightning_plugins.imitation._summary import print_summary
+from legibility.lightning_plugins.imitation._turns import Turns
 from legibility.students import Student
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class StudentLegibility(LegibilityCallback):
         self._module: weakref.ref[nn.Module] | None = None
         self._trainer: Trainer | None = None
         self._manual: ManualOptimization | None = None
-        self._learned, self._trained, self._warned, self._seen_step = False, False, False, 0
+        self._turns, self._warned = Turns(), False
         self._logs: dict[str, Tensor | float] = {}
 
     @property
@@ -203,8 +204,8 @@ class StudentLegibility(LegibilityCallback):
         if self._pending is not None:
             self.built, self._warm_up.start = None, self._pending["start"]
         self._warm_up.begin(trainer)
-        self._seen_step = trainer.global_step
         self._manual = manual_optimization(trainer, self._primary, self.strength > 0, type(self).__name__)
+        self._turns.begin_fit(trainer, self._manual)
 
     def _primary(self) -> nn.Module | None:
         return None if self._recorder is None or self._recorder.model is None else self._recorder.primary
@@ -226,7 +227,7 @@ class StudentLegibility(LegibilityCallback):
             self._recorder.remove()
         if self._manual is not None:
             self._manual.remove()
-        self._manual = None
+        self._manual, self._turns = None, Turns()
         self._recorder, self._trainer, self._logs = None, None, {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -245,10 +246,8 @@ class StudentLegibility(LegibilityCallback):
     def on_train_batch_start(
         self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int
     ) -> None:
-        """A closure may run the step several times; the students learn from the first run only."""
-        self._learned = self._trained = False
-        if self._manual is not None:
-            self._manual.begin_batch()
+        """What the students owe this batch is not done yet."""
+        self._turns.begin_batch()
 
     def before_step(self, batch: Any) -> None:
         """The user's step begins: record."""
@@ -278,7 +277,7 @@ class StudentLegibility(LegibilityCallback):
         assert self._recorder is not None
         with self._timed():
             penalties = self._meet(self._recorder.close(batch), batch, loss)
-            self._learned = True
+            self._turns.end_lesson()
             if self._manual is not None:
                 self._manual.forget()
             return total_penalty(penalties) if penalties else None
@@ -295,17 +294,15 @@ class StudentLegibility(LegibilityCallback):
                 return []
             known = of_known_kind(self.built, recordings, warn=not self._warned)
             self._warned, recordings = self._warned or len(known) < len(recordings), known
-            self._trained = self._trained or any(recording.output.requires_grad for recording in recordings)
+            self._turns.meet(recordings)
             step, every = step_of(self._trainer), log_every(self._trainer)
             strength = self.strength_at(step)
-            # By hand, a call's share of a loss is known only when the loss is.
-            share = 1 / max(1, len(recordings)) if self._manual is None else 1.0
             penalties, logs = meet_each(
                 self.built,
                 recordings,
-                strength=strength * share,
+                strength=strength * self._turns.share(recordings),
                 direction=self.direction,
-                weight=None if self._learned else share / self._trainer.accumulate_grad_batches,
+                weight=self._turns.weight(recordings, self._trainer),
                 logging=every > 0 and (step + 1) % every == 0,
             )
         if logs:
@@ -320,17 +317,12 @@ class StudentLegibility(LegibilityCallback):
         if self.built is None:
             return
         with self._timed(), no_autocast(pl_module.device):
-            if self._primary_stepped(trainer):
+            if self._turns.primary_stepped(trainer):
                 self.built.step()
             if is_logging_step(trainer):
                 if logs := logs_of_all(self.built, self._logs):
                     self._write_log(pl_module, logs)
                 self._logs = {}
-
-    def _primary_stepped(self, trainer: "Trainer") -> bool:
-        before, self._seen_step = self._seen_step, trainer.global_step
-        counted = before != trainer.global_step
-        return counted if self._manual is None else self._manual.end_batch(trained=self._trained, counted=counted)
 
     def _build(self, recordings: list[Recording], batch: Any) -> None:
         assert self._recorder is not None and self._trainer is not None

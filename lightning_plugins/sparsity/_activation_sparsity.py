@@ -22,7 +22,8 @@ from legibility.lightning_plugins.foundation._compiled import forget_compiled
 from legibility.lightning_plugins.foundation._hooks import Hooks
 from legibility.lightning_plugins.foundation._injector import Penalty, injector_of, total_penalty
 from legibility.lightning_plugins.foundation._manual_optimization import ManualOptimization, manual_optimization
-from legibility.lightning_plugins.foundation._recorder import match_names, modules_by_name, recomputing
+from legibility.lightning_plugins.foundation._names import match_names, modules_by_name
+from legibility.lightning_plugins.foundation._recorder import recomputing
 from legibility.lightning_plugins.foundation._trees import tensors_in
 from legibility.lightning_plugins.sparsity._ascent import READINGS, Ascent
 from legibility.lightning_plugins.sparsity._schedule import Schedule

@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from legibility.lightning_plugins.foundation._callback import LegibilityCallback
-from legibility.lightning_plugins.foundation._recorder import plain_name
+from legibility.lightning_plugins.foundation._names import plain_name
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer

@@ -8,7 +8,7 @@ from torch import nn
 from torch.fx import Graph, Node, Tracer
 from torch.nn import functional
 
-from legibility.lightning_plugins.foundation._recorder import plain_name
+from legibility.lightning_plugins.foundation._names import plain_name
 from legibility.lightning_plugins.sparsity._units import Found, Piece, Tensors, Units
 
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
-from legibility.lightning_plugins.foundation._recorder import plain_name
+from legibility.lightning_plugins.foundation._names import plain_name
 
 PIECE = 1 << 16  # weights that are taken at a time where the processor's cache counts
 

@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from legibility.lightning_plugins.foundation._recorder import match_names, plain_name
+from legibility.lightning_plugins.foundation._names import match_names, plain_name
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,

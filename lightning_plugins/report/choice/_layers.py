@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from legibility.lightning_plugins.foundation._recorder import plain_name
+from legibility.lightning_plugins.foundation._names import plain_name
 from legibility.lightning_plugins.foundation._trees import is_floating, leaves_in
 from legibility.scores import Material
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from legibility.lightning_plugins.foundation._recorder import Recorder, match_names, plain_name
+from legibility.lightning_plugins.foundation._recorder import Recorder
 from legibility.lightning_plugins.foundation._recording import find_labels, pick_output
 
 
@@ -104,18 +104,6 @@ def test_a_tap_that_never_runs_is_an_error() -> None:
 def test_unknown_names_list_near_ones(argument: str) -> None:
     with pytest.raises(ValueError, match=f"`{argument}`.*'nett'.*Near: net"):
         Recorder(_Root(), **{argument: "nett"})  # type: ignore[arg-type]
-
-
-def test_names_of_wrappers_are_not_the_users_business() -> None:
-    assert plain_name("net._orig_mod.blocks.0._checkpoint_wrapped_module.up") == "net.blocks.0.up"
-    assert plain_name("net._orig_mod") == "net"
-    assert plain_name("") == ""
-
-
-def test_patterns_keep_order_and_each_must_match() -> None:
-    assert match_names(["b*", "a"], ["a", "b1", "b2"], "taps") == ["a", "b1", "b2"]
-    with pytest.raises(ValueError, match="'z'"):
-        match_names(["a", "z"], ["a", "b1"], "taps")
 
 
 class _Pair(NamedTuple):
