@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--against", default="pat")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--title", default="")
+    parser.add_argument("--minus", help="draw the change against this arm of the same seed")
     parser.add_argument("--top", type=float, help="highest loss that is drawn")
     options = parser.parse_args()
     arms = read(options.folders)
@@ -96,20 +97,37 @@ def main() -> None:
         if any(cells):
             print(f"| {method} | " + " | ".join(cells) + " |")
     if options.picture is not None:
-        draw(arms, methods, options.picture, options.title, options.top)
+        if options.minus is not None:
+            base = arms[options.minus]
+            arms = {
+                arm: {seed: (zeros, loss - base[seed][1]) for seed, (zeros, loss) in seeds.items() if seed in base}
+                for arm, seeds in arms.items()
+            }
+        label = (
+            "task loss, nats (lower is better)" if options.minus is None else f"task loss minus that of {options.minus}"
+        )
+        draw(arms, methods, options.picture, options.title, label, options.top)
 
 
 def draw(
-    arms: dict[str, dict[int, Point]], methods: dict[str, list[str]], path: Path, title: str, top: float | None
+    arms: dict[str, dict[int, Point]],
+    methods: dict[str, list[str]],
+    path: Path,
+    title: str,
+    label: str,
+    top: float | None,
 ) -> None:
-    """Means with standard deviations, one line for each method."""
+    """Means with standard errors, one line for each method."""
     figure, axes = pyplot.subplots(figsize=(8, 5))
     colours, marks = pyplot.colormaps["tab10"].colors, "osD^vP*X<>"  # type: ignore[attr-defined]
     number = 0
     for method, names in methods.items():
         points = [
             [statistics.mean(c) for c in zip(*arms[arm].values(), strict=True)]
-            + [statistics.stdev(c) if len(c) > 1 else 0.0 for c in zip(*arms[arm].values(), strict=True)]
+            + [
+                statistics.stdev(c) / len(c) ** 0.5 if len(c) > 1 else 0.0
+                for c in zip(*arms[arm].values(), strict=True)
+            ]
             for arm in names
         ]
         if len(names) == 1:
@@ -125,7 +143,7 @@ def draw(
         number += 1
     if top is not None:
         axes.set_ylim(top=top)
-    axes.set(xlabel="exact zeros, share of the weights", ylabel="task loss, nats (lower is better)", title=title)
+    axes.set(xlabel="exact zeros, share of the weights", ylabel=label, title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2, loc="upper left")
     figure.tight_layout()

@@ -20,6 +20,7 @@ only the ratios mean something); the plain step took 809 ms:
 | group, heads | 2.4 | 0.3 % | 0.08 x |
 | group, neurons | 4.3 | 0.5 % | 0.14 x |
 | torchao PAT, lasso | 30.4 | 3.8 % | |
+| latent (another call, PAT there 35) | 17.2 | 2.0 % | 0.49 x |
 
 The share depends on the batch: weights cost the same whatever the number of tokens. 1024 tokens are few for 10M weights.
 """

@@ -121,7 +121,7 @@ def to_torch_sparse(model: nn.Module, layout: Literal["csr", "2:4"] = "csr", lea
 def _hand_over(
     owner: nn.Module, name: str, layer: nn.Linear, path: str, layout: str, least: float, found: HandedOver
 ) -> None:
-    zeros = float((layer.weight == 0).float().mean()) if layer.weight.numel() else 0.0
+    zeros = int((layer.weight == 0).sum()) / max(1, layer.weight.numel())
     reason = _why_not(owner, layer) or (_not_2_to_4(layer.weight) if layout == "2:4" else None)
     if reason is None and layout == "csr" and zeros < least:
         reason = f"has {100 * zeros:.0f} % zeros"

@@ -150,7 +150,7 @@ def test_a_budget_of_loss_is_spent_and_kept(pl: Any, trainer: Callable[..., Any]
     found = {}
     for budget in (None, 0.3, 1e-9):
         module = make_module(pl, optimizer="adamw")
-        goal = {} if budget is None else {"loss_budget": budget, "monitor": "task"}
+        goal: dict[str, Any] = {} if budget is None else {"loss_budget": budget, "monitor": "task"}
         sparse = ActivationSparsity(0.0 if budget is None else 1.0, "net.1", kind="top_k", k=4, **goal)
         trainer(sparse, max_epochs=60).fit(module, loader(shuffle=True))
         with torch.no_grad():
