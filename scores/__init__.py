@@ -11,6 +11,7 @@ from legibility.scores._material import PermutedAnswers as PermutedAnswers
 from legibility.scores._material import RandomInit as RandomInit
 from legibility.scores._material import Temperature as Temperature
 from legibility.scores._material import default_controls as default_controls
+from legibility.scores._measure import UNLEARNT as UNLEARNT
 from legibility.scores._measure import Measured as Measured
 from legibility.scores._measure import Reading as Reading
 from legibility.scores._measure import Score as Score
@@ -129,6 +130,7 @@ __all__ = [
     "CIRCUIT_PROTOCOL",
     "COMPRESSION_PROTOCOL",
     "PROTOCOL",
+    "UNLEARNT",
     "ActivationL0",
     "Canonical",
     "Circuit",

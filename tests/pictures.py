@@ -34,7 +34,7 @@ def full_record(name: str = "plain") -> RunRecord:
             "canonical_gini", 0.3, "ratio", "higher", 0.1, "random-init", True,
             controls={"random-init": 0.1, "constant": 0.9}, control_reasons={"permuted answers": name},
         ),
-        ScoreEntry("error_predictability", 0.2, "share", "higher", None, None, False, interval=[0.1, 0.3]),
+        ScoreEntry("error_predictability", 0.2, "share", "higher", None, None, False, interval=[0.1, 0.3], details={"doubted by random-init": 0.95}),
         ScoreEntry("circuit_nodes", None, "share", "lower", None, None, False, reason="would take about 9 s"),
         ScoreEntry(name, 1.0, name, None, None, None, False),
     ]  # fmt: skip

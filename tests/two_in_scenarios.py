@@ -182,7 +182,7 @@ def reported(namespace: str, out: str, name: str) -> dict[str, Any]:
     folder = Path(f"{out}-{name}")
     report = InterpretabilityReport(
         folder=str(folder), model="net", output="0", taps="net.trunk", queries=64, held_out=[MLPStudent(width=8)],
-        passes=1, progress=False,
+        passes=1, progress=False, budget=0.0,
     )  # fmt: skip
     share = 16 // world
     own = [(x[rank * share :][:share], y[rank * share :][:share]) for x, y in batches()[:6]]

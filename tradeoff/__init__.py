@@ -24,6 +24,7 @@ from legibility.tradeoff._comparison import HEADLINES as HEADLINES
 from legibility.tradeoff._comparison import compare as compare
 from legibility.tradeoff._further_tables import further_tables as further_tables
 from legibility.tradeoff._plain_table import PlainTable as PlainTable
+from legibility.tradeoff._record import DOUBTED_BY as DOUBTED_BY
 from legibility.tradeoff._record import SCHEMA as SCHEMA
 from legibility.tradeoff._record import ControlOf as ControlOf
 from legibility.tradeoff._record import CostEntry as CostEntry
@@ -57,6 +58,7 @@ from legibility.tradeoff.records import save_record as save_record
 
 __all__ = [
     "CONFIDENCE",
+    "DOUBTED_BY",
     "HEADLINES",
     "SCHEMA",
     "Arm",

@@ -95,7 +95,7 @@ def _agreement(section: Section) -> PlainTable:
     """The lower triangle of the matrix of rank correlations."""
     found = [one for one in rank_correlations(section) if one.rho is not None and one.arms >= _FEWEST_ARMS]
     names = list(dict.fromkeys(metric for one in found for metric in (one.one, one.other)))
-    shown = {(one.other, one.one): signed(one.rho, 2) for one in found}
+    shown = {(one.other, one.one): signed(one.rho, 2) for one in found if one.rho is not None}
     counts = sorted({one.arms for one in found})
     over = " to ".join(map(str, counts[:1] + counts[1:][-1:]))
     return PlainTable(

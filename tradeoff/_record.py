@@ -9,6 +9,9 @@ from datetime import datetime
 from typing import Any, Literal
 
 SCHEMA = "legibility.run-record/1"
+DOUBTED_BY = "doubted by "
+"""Before a control's name in the details of a score: it hasn't learnt, so it has no value, but would have a better one."""
+
 _ROUNDING = 1e-6
 
 

@@ -196,7 +196,7 @@ def _measure(
             reason = "the output is no distribution over classes: the batch holds no class labels for it"
             imitated = Imitation([missing_entry("held_out_kl", "nats", "lower", reason)], {})
         # The model and the labels, with fewer passes than the headline's four.
-        per_fit = 1000 * (time.perf_counter() - begun) / len(queries) / 2 * 4 / families.passes
+        per_fit = 1000 * (time.perf_counter() - begun) / int(queries.counted.sum()) / 2 * 4 / families.passes
         found.scores += imitated.entries + _sparsity_entries(subject)
         chosen = None if isinstance(families.students, str) else families.students
         with unhitched(subject.primary):

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -83,7 +82,6 @@ class WeightStep(LegibilityCallback):
         self._start: int | None = None
         self._planned = 0
         self._penalised = 1
-        self._rests: int | None = None  # the step from which nothing is moved, and what is zero stays zero
         self._zeros: dict[str, Tensor] = {}
         self._latest: dict[str, Tensor] = {}
         self._done: dict[str, int] = {}
@@ -119,7 +117,8 @@ class WeightStep(LegibilityCallback):
         """Everything is restored and the number of steps is known: hooks the optimizers.
 
         Raises:
-            ValueError: An unknown number of steps, or targets that no optimizer steps.
+            ValueError: An unknown number of steps, another one than the fit had that is resumed, or targets that no
+                optimizer steps.
         """
         if not self.active:
             return
@@ -136,20 +135,18 @@ class WeightStep(LegibilityCallback):
                 "`total_steps`: the trainer can't tell how long this fit is, and the schedule is one over all of "
                 f"it. Give `{type(self).__name__}(..., total_steps=N)`, or `max_steps`/`max_epochs` to the Trainer."
             )
-        self._planned, kept = end - self._start, False
-        if state and self.total_steps is None and state["planned"] != self._planned:
-            rank_zero_warn(
-                f"`total_steps`: this fit is planned for {self._planned} steps, the one it resumes was for "
-                f"{state['planned']}, and {type(self).__name__}'s schedule is one over all of it: it stays that of "
-                f"{state['planned']} steps, after which zeros stay and nothing more is moved. Give "
-                f"`total_steps={self._planned}` to both fits, or to this one the number that it shall count with."
+        planned = end - self._start
+        if state and self.total_steps is None and state["planned"] != planned:
+            raise ValueError(
+                f"`total_steps`: this fit is planned for {planned} steps, the one it resumes was for {state['planned']}, "
+                f"and the schedule is one over all of it. Give `{type(self).__name__}(..., total_steps={planned})` to "
+                "both fits, or to this one the number that it shall count with from now on."
             )
-            self._planned, kept = state["planned"], True
-        self._penalised = max(1, round(self._planned * (1 - self.heal)))
-        self._rests = self._penalised if self.heal > 0 else self._planned if kept else None
+        self._planned = planned
+        self._penalised = max(1, round(planned * (1 - self.heal)))
         self._begin(trainer, fresh=not state)
         for index, optimizer in enumerate(trainer.optimizers):
-            if self._rests is not None and self._done.get(str(index), 0) >= self._rests:
+            if self.heal > 0 and self._done.get(str(index), 0) >= self._penalised:
                 # Resumed while healing: the frozen zeros are the weights that are zero.
                 self._freeze(optimizer)
             self._handles.append(optimizer.register_step_post_hook(self._after_step(str(index))))
@@ -250,7 +247,7 @@ class WeightStep(LegibilityCallback):
                     for parameter in group["params"]:
                         if id(parameter) in names and parameter.grad is not None:
                             stepped.append(Stepped(names[id(parameter)], parameter, parameter.detach(), pace))
-                if self._rests is not None and done >= self._rests:
+                if self.heal > 0 and done >= self._penalised:
                     for name, _, weight, _ in stepped:
                         weight.masked_fill_(self._zeros[name], 0.0)
                 else:
@@ -260,7 +257,7 @@ class WeightStep(LegibilityCallback):
                     for weight, rows, kept in before:
                         weight[rows] = kept
                 self._done[index], self._latest = done + 1, {}
-                if done + 1 == self._rests:
+                if self.heal > 0 and done + 1 == self._penalised:
                     self._freeze(optimizer)
 
         return step

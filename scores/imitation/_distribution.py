@@ -100,7 +100,9 @@ def imitate_distribution(
         total += float(divergence.sum())
         positions += divergence.numel()
         by_position.append(
-            torch.full(keep.shape, math.nan, device=keep.device).masked_scatter(keep, divergence.float())
+            torch.full(keep.shape, math.nan, dtype=torch.float32, device=keep.device).masked_scatter(
+                keep, divergence.float()
+            )
         )
         decided.append(prediction.output.argmax(-1))
         for name, tap in taps.items():

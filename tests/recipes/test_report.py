@@ -20,7 +20,10 @@ from legibility.tradeoff.model_page import save_picture
 Captured = pytest.CaptureFixture[str]
 
 
-def test_a_run_is_shown_by_its_folder_or_its_record(tmp_path: Path, capsys: Captured) -> None:
+def test_a_run_is_shown_by_its_folder_or_its_record(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     save_record(full_record(), tmp_path / "run" / "record.json")
     save_picture(full_picture(), tmp_path / "run" / "picture.json.gz")
     for source in (tmp_path / "run", tmp_path, tmp_path / "run" / "record.json"):

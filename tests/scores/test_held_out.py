@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from legibility.scores import (
     PROTOCOL,
+    Estimator,
     Queries,
     TreeEstimator,
     error_predictability,
@@ -19,7 +20,15 @@ from legibility.scores import (
     match_temperature,
     prediction_code_length,
 )
-from legibility.students import GRUStudent, LinearStudent, MLPStudent, NGramStudent, StudentNetwork, read_signature
+from legibility.students import (
+    GRUStudent,
+    LinearStudent,
+    MLPStudent,
+    NGramStudent,
+    Student,
+    StudentNetwork,
+    read_signature,
+)
 
 COUNT = 128
 
@@ -316,7 +325,7 @@ def test_fits_in_processes_give_the_same_numbers() -> None:
     logits = inputs @ torch.ones(4, 3).triu() * 3
     labels = torch.where(torch.arange(200) % 4 == 0, 0, logits.argmax(1))
     queries = Queries(inputs, logits, labels, taps={"tap": inputs.tanh()})
-    families = [LinearStudent(), TreeEstimator(), MLPStudent(width=8)]
+    families: list[Student | Estimator] = [LinearStudent(), TreeEstimator(), MLPStudent(width=8)]
     said: list[tuple[str, float]] = []
     one, two = (
         held_out_imitation(

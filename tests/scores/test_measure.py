@@ -251,8 +251,8 @@ def test_an_untrained_model_has_no_headline_however_loud(trained: Any) -> None:
             layer.reset_parameters()
         with torch.no_grad():
             loud[4].weight.mul_(60.0)
-    ready = ("imitation_saving", "circuit_nodes", "used_given_encoded", "compressed_size", "gated_disentanglement")
-    ready += ("patch_through", "unit_readability", "selectivity", "explanation_error")
+    ready = ["imitation_saving", "circuit_nodes", "used_given_encoded", "compressed_size", "gated_disentanglement"]
+    ready += ["patch_through", "unit_readability", "selectivity", "explanation_error"]
     listed = [each for each in scores() if each.name in ready]
     assert len(listed) == len(ready)
     for each in measure(material(loud), listed):

@@ -10,7 +10,7 @@ from legibility.tradeoff._record import RunRecord, ScoreEntry
 from legibility.tradeoff.model_page._charts import number
 from legibility.tradeoff.model_page._figures import parts_of
 from legibility.tradeoff.model_page._picture import ModelPicture
-from legibility.tradeoff.model_page._words import meaning_of, title_of
+from legibility.tradeoff.model_page._words import doubts_of, meaning_of, title_of
 from legibility.tradeoff.page._render import write_all_or_nothing
 
 
@@ -107,6 +107,7 @@ def _row(entry: ScoreEntry) -> dict[str, Any]:
         "direction": entry.direction or "–",
         "trained_on": "yes" if entry.trained_on else "no",
         "controls": [(name, number(value), name in beaten) for name, value in controls.items()],
+        "doubts": [(name, number(value)) for name, value in doubts_of(entry.details)],
         "without": "; ".join(f"{name}: {reason}" for name, reason in entry.control_reasons.items()),
     }
 

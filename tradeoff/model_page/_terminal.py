@@ -7,7 +7,7 @@ from rich.text import Text
 
 from legibility.tradeoff._record import RunRecord, ScoreEntry
 from legibility.tradeoff.model_page._charts import number
-from legibility.tradeoff.model_page._words import title_of
+from legibility.tradeoff.model_page._words import doubts_of, title_of
 
 
 def print_model(record: RunRecord, console: Console | None = None) -> None:
@@ -70,4 +70,5 @@ def _controls(entry: ScoreEntry) -> str:
     if entry.control is not None and entry.control_name is not None:
         controls.setdefault(entry.control_name, entry.control)
     shown = [f"{name} {number(value)}{' !' if name in beaten else ''}" for name, value in controls.items()]
+    shown += [f"{name}, unlearnt, {number(value)} !" for name, value in doubts_of(entry.details)]
     return ", ".join(shown) or "-"

@@ -1,5 +1,9 @@
 """What scores are called and what they mean, in one sentence each, for those who read a model's page."""
 
+from collections.abc import Mapping
+
+from legibility.tradeoff._record import DOUBTED_BY
+
 _WORDS = {
     "held_out_kl": ("held-out KL", "how far students that never met the model end from its answers"),
     "relative_kl": (
@@ -55,6 +59,16 @@ _WORDS = {
     "gated_disentanglement": ("disentanglement, gated", "whether units stand for one concept each, beyond chance"),
     "selectivity": ("selectivity", "variance of units that their best concept explains"),
 }
+
+
+def doubts_of(details: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Controls that haven't learnt but would do better, and what they would have.
+
+    Example:
+        >>> doubts_of({"area": 0.5, "doubted by random-init": 0.1})
+        [('random-init', 0.1)]
+    """
+    return [(name.removeprefix(DOUBTED_BY), value) for name, value in details.items() if name.startswith(DOUBTED_BY)]
 
 
 def title_of(name: str) -> str:

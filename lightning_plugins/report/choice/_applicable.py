@@ -73,7 +73,7 @@ def applicable(
         classifies: Whether the answers are distributions; otherwise they are cut into bins where a score needs decisions.
         trained_with: Architectures that took part in the training: they don't measure.
         students: Architectures that the user named, or None.
-        students_seconds: Seconds per 1000 queries that fitting the held-out students took: better than any estimate.
+        students_seconds: Seconds per 1000 positions that fitting the held-out students took: better than any estimate.
         sparsified: Whether a sparsity term took part.
         wired: Whether a wiring term took part.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from legibility.lightning_plugins.report._queries import Call, Subject
 from legibility.lightning_plugins.report.choice._applicable import NAMES, Applicable, applicable, ready_controls
 from legibility.lightning_plugins.report.choice._layers import Layers, asked, head_of, layers_of
-from legibility.lightning_plugins.report.choice._readings import Views
+from legibility.lightning_plugins.report.choice._readings import Views, unread
 from legibility.lightning_plugins.report.choice._subject_material import by_number
 from legibility.lightning_plugins.report.choice._within_budget import Further, Progress, missing, take
 from legibility.scores import Control, Layer, Material, Queries, further_scores, headline_scores, structure_scores
@@ -34,7 +34,7 @@ class Choice:
         why_none: What is said of each score if nothing is left.
         tell: Called with what will be done and what it is estimated to take.
         students: Held-out architectures that the user named, or None.
-        students_seconds: What fitting them took, per 1000 queries and model.
+        students_seconds: What fitting them took, per 1000 positions and model.
     """
 
     patterns: Sequence[str]
@@ -115,7 +115,7 @@ def further(seen: Seen, subject: Subject, choice: Choice, *, classifies: bool, p
         An entry for each score: a value with its controls, or a reason.
     """
     if seen.material is None:
-        scores = [*headline_scores([]), *structure_scores(), *further_scores([])]
+        scores = [*headline_scores([]), *structure_scores(), *further_scores([]), *unread()]
         entries = [missing(Applicable(score, False), str(seen.why_not)) for score in scores]
         return Further([entry for entry in map(_renamed, entries) if _matches(entry.name, choice.patterns)])
     material, no_layer, why_none = seen.material, None, choice.why_none

@@ -1,5 +1,6 @@
 """Lenses and feed-forward values as scores of a model that is asked by number: what a material alone doesn't hold."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,6 +34,18 @@ class Views:
     concepts: Tensor | None
     not_plain: str | None
     tap: str | None = None
+
+
+def unread() -> list[Score]:
+    """The same scores where the model can't be asked: for their names."""
+
+    def nothing(material: Material) -> Reading:
+        return Reading(math.nan, "the model can't be asked")
+
+    return [
+        Score("lens_gap", "ratio", "lower", nothing),
+        Score("key_value_memories", "share", "higher", nothing),
+    ]
 
 
 def readings(material: Material, views: Views) -> list[tuple[Score, str | None]]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from legibility.lightning_plugins.report.choice._applicable import Applicable
-from legibility.scores import Control, Material, Measured, Score, measure
-from legibility.tradeoff import ScoreEntry
+from legibility.scores import UNLEARNT, Control, Material, Measured, Score, measure
+from legibility.tradeoff import DOUBTED_BY, ScoreEntry
 
 Progress = Callable[[str, float], None]
 
@@ -100,6 +100,8 @@ def _entry(one: Applicable, found: Measured) -> ScoreEntry:
     controls = {name: value for name, value in found.controls.items() if math.isfinite(value)}
     first = _FIRST_CONTROL if _FIRST_CONTROL in controls else next(iter(controls), None)
     known = math.isfinite(found.value)
+    # A control that hasn't learnt has no value; what it would have is told where that is better.
+    doubts = [(DOUBTED_BY + name, found.control_details[name][UNLEARNT]) for name in found.doubted_by]
     entry = ScoreEntry(
         name=found.name,
         value=found.value if known else None,
@@ -112,6 +114,6 @@ def _entry(one: Applicable, found: Measured) -> ScoreEntry:
         reason=None if known else found.reason or "not finite",
         controls=controls,
         control_reasons=dict(found.control_reasons),
-        details={name: value for name, value in found.details.items() if math.isfinite(value)},
+        details={name: value for name, value in (*found.details.items(), *doubts) if math.isfinite(value)},
     )
     return entry if found.interval is None else replace(entry, interval=list(found.interval))

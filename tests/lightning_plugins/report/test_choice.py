@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from legibility.lightning_plugins import InterpretabilityReport, L1Sparsity
+from legibility.lightning_plugins.report.choice._applicable import Applicable
 from legibility.lightning_plugins.report.choice._budget import Budget
 from legibility.lightning_plugins.report.choice._layers import activations, head_of, layers_of
-from legibility.scores import Material, Reading, Score
+from legibility.lightning_plugins.report.choice._within_budget import _entry
+from legibility.scores import UNLEARNT, Material, Measured, Reading, Score
 from legibility.students import LinearStudent
 from legibility.tradeoff import RunRecord, load_record
 
@@ -236,6 +238,7 @@ def test_what_the_budget_leaves_out_says_so_and_the_students_are_not_cut_short(
 
 def test_concepts_come_from_the_batch(pl: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
     """Two units of the hidden layer are the two concepts."""
+    torch.manual_seed(0)
     draw = torch.Generator().manual_seed(0)
     signs = torch.randint(2, (128, 2), generator=draw)
     x = signs.float() * 4 - 2 + 0.1 * torch.randn(128, 2, generator=draw)
@@ -243,6 +246,9 @@ def test_concepts_come_from_the_batch(pl: Any, trainer: Callable[..., Any], tmp_
     with torch.no_grad():
         net[0].get_parameter("weight").copy_(torch.eye(2))
         net[0].get_parameter("bias").zero_()
+        # Class 2 a + b, from hidden units that are 2 where a concept is there and 0 where not.
+        net[2].get_parameter("weight").copy_(3 * torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]))
+        net[2].get_parameter("bias").copy_(torch.tensor([6.0, 0.0, 0.0, -6.0]))
     rows = [
         {"x": x[i : i + 32], "kinds": signs[i : i + 32], "y": signs[i : i + 32] @ torch.tensor([2, 1])}
         for i in (0, 32, 64, 96)
@@ -250,9 +256,9 @@ def test_concepts_come_from_the_batch(pl: Any, trainer: Callable[..., Any], tmp_
     module = in_module(pl, net, lambda net, batch: nn.functional.cross_entropy(net(batch["x"]), batch["y"]))
     data: Any = DataLoader(rows, batch_size=None)  # type: ignore[arg-type]
     plugin = report(tmp_path, concepts="kinds", scores=["selectivity", "used_given_encoded"])
-    trainer(plugin, max_epochs=8).fit(module, data, data)
+    trainer(plugin, max_epochs=1).fit(module, data, data)
     selective = entry(plugin.record, "selectivity")
-    assert selective.value > 0.6 and selective.controls["permuted answers"] < 0.1
+    assert selective.value > 0.95 and selective.controls["permuted answers"] < 0.1
     assert entry(plugin.record, "used_given_encoded").value is not None
 
 
@@ -322,3 +328,15 @@ def test_what_is_spread_over_ranks_says_so(
     assert "spread over ranks" in entry(plugin.record, "canonical_gini").reason
     assert entry(plugin.record, "held_out_kl").value is not None
     assert plugin.page_path is not None and "spread over ranks" in plugin.page_path.read_text()
+
+
+def test_a_control_that_has_not_learnt_but_would_do_better_is_told() -> None:
+    one = Applicable(Score("size", "share", "lower", lambda material: Reading(0.3)), False)
+    found = Measured(
+        "size", "share", "lower", 0.3, controls={"random-init": math.nan, "temperature 4": 0.4},
+        control_reasons={"random-init": "it hasn't learnt"}, control_details={"random-init": {UNLEARNT: 0.1}},
+    )  # fmt: skip
+    entry = _entry(one, found)
+    assert (entry.control, entry.control_name) == (0.4, "temperature 4") and entry.beaten_by == ()
+    assert entry.details == {"doubted by random-init": 0.1}
+    assert entry.control_reasons == {"random-init": "it hasn't learnt"}

@@ -190,8 +190,9 @@ def test_records_of_a_default_folder_are_never_overwritten(
 ) -> None:
     for _ in range(2):
         trainer(InterpretabilityReport(queries=64, passes=1, progress=False)).fit(module, loader(128), loader(128))
-    found = sorted(path.name for path in (tmp_path / "legibility-report").iterdir())
-    assert found == ["record-2.json", "record.json"]
+    found = {path.name for path in (tmp_path / "legibility-report").iterdir()}
+    beside = {"model.html", "model-2.html", "picture.json.gz", "picture-2.json.gz"}
+    assert found == {"record-2.json", "record.json", *beside}
 
 
 def test_a_rehearsal_writes_nothing(module: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:

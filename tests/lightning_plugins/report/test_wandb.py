@@ -113,9 +113,11 @@ def test_an_offline_run_holds_everything_once(
     assert len(artifacts) == len(of_type(records, "artifact"))
     kept, students = artifacts[f"run-record-{run}"], artifacts[f"students-{run}"]
     assert (kept["type"], students["type"]) == ("run-record", "students")
-    (file,) = kept["manifest"]["contents"]
-    assert file["path"] == "record.json"
-    assert Path(file["local_path"]).read_bytes() == (tmp_path / "report" / "record.json").read_bytes()
+    files = {file["path"]: file["local_path"] for file in kept["manifest"]["contents"]}
+    assert set(files) == {"record.json", "model.html"}
+    for name, stored in files.items():
+        assert Path(stored).read_bytes() == (tmp_path / "report" / name).read_bytes()
+    assert any(key.startswith("legibility/model") for row in rows for key in row), "the page is shown in the run"
     assert json.loads(kept["metadata"]) == {"arm": "mine", "seed": 3, "recipe": "test", "model": f"model-{run}"}
     (network,) = students["manifest"]["contents"]
     assert network["path"] == "mlp.safetensors"

@@ -81,11 +81,12 @@ def test_the_scores_stand_beside_their_controls_and_one_that_is_beaten_is_marked
     assert "constant 0.9 does better" in page and "random-init 0.1 does better" not in page
     assert "saving on the true labels 0.5" in page and "0.5 does better" not in page
     assert "would take about 9 s" in page and "12.5 % of the fit" in page
+    assert "random-init, which hasn&#39;t learnt, would have 0.95" in page or "hasn't learnt, would have 0.95" in page
     shown = io.StringIO()
-    print_model(full_record(), Console(file=shown, width=120))
+    print_model(full_record(), Console(file=shown, width=180))
     printed = shown.getvalue()
     assert "constant 0.9 !" in printed and "random-init 0.1," in printed and "circuit, nodes: would take" in printed
-    assert "(trained on)" in printed
+    assert "(trained on)" in printed and "random-init, unlearnt, 0.95 !" in printed
 
 
 def test_no_name_can_be_markup() -> None:
