@@ -2,8 +2,8 @@
 
 The MLP, the splits and the schedule of `digits`; each method at four strengths. Rivals: L1 in the loss, Lightning's
 ModelPruning (global magnitude in 101 small steps from epoch 19 to 119, then fine-tuning) and torchao's proximal
-optimizer (PAT), which needs a library of its own: `benchmarks/sparsity_pat.py`. "latent" is L1Sparsity(latent=True), which thresholds a
-latent weight as PAT does.
+optimizer (PAT), which needs a library of its own: `benchmarks/sparsity_pat.py`. "latent" is L1Sparsity(latent=True),
+which thresholds a latent weight as PAT does.
 
 Expected, preset full (8 seeds, 0 to 7), test split, mean +- standard deviation over seeds, each of which has a test set
 of its own (docs/sparsity-digits.png shows changes against plain of the same seed). l2-dropout: .054 +- .018; plain:
@@ -20,16 +20,18 @@ of its own (docs/sparsity-digits.png shows changes against plain of the same see
 | pruning and fine-tuning | .108 +- .038 (.70), .089 +- .033 (.90), .091 +- .036 (.95), .121 +- .038 (.97) |
 | PAT | .103 +- .037 (.64), .113 +- .049 (.84), .107 +- .036 (.93), .109 +- .043 (.97) |
 
-Paired by seed at equal zeros, 95 % t intervals: whole neurons are outside of PAT's front (-.036 +- .019 at 70 %, -.034
-+- .024 at 90 %) and of pruning's at 70 % (-.039 +- .024); at 90 % that is -.013 +- .031, at 95 % +.007 +- .013. Top-k is on
-pruning's front everywhere (within .012 +- .012), reweighted-heal at 80 and 90 % (+.000 +- .010, +.010 +- .015), latent on PAT's (-.006
-+- .009 at 90 %); PAT is .018 +- .012 above pruning at 95 %. Nothing reaches tuned L2 + dropout (nearest: group, +.015 +- .013 at 41 %); beside light L2 and
+Paired by seed at equal zeros, 95 % t intervals: whole neurons are outside of PAT's front (-.036 +- .019 at 70 %,
+-.034 +- .024 at 90 %) and of pruning's at 70 % (-.039 +- .024); at 90 % that is -.013 +- .031, at 95 % +.007 +- .013.
+Top-k is on pruning's front everywhere (differences of -.004 to +.005, intervals of +- .016 at most), reweighted-heal
+at 80 and 90 % (+.000 +- .010, +.010 +- .015), latent on PAT's (-.006 +- .009 at 90 %); PAT is .018 +- .012 above
+pruning at 95 %. Nothing reaches tuned L2 + dropout (nearest: group, +.015 +- .013 at 41 %); beside light L2 and
 dropout L1 does, see `digits`.
 
-How it was tuned, on the validation split: as in `digits` for plain, l2-dropout, l1-in-loss, proximal and reweighted-heal
-(20 to 40 settings each). On seeds 100 and 101 with two strengths each: top-k (rates 5e-3 to 2e-2, linear per tensor or cubic over
-all with healing), pruning (rates 5e-3 to 2e-2; steps from 19 to 119 or once at 99, which at 97 % zeros is three times
-worse), group (rates 5e-3 to 2e-2, two schedules), PAT (rates 3e-3 to 2e-2, strengths .1 and .4). Latent has PAT's rate and thresholds.
+How it was tuned, on the validation split: as in `digits` for plain, l2-dropout, l1-in-loss, proximal and
+reweighted-heal (20 to 40 settings each). On seeds 100 and 101 with two strengths each: top-k (rates 5e-3 to 2e-2,
+linear per tensor or cubic over all with healing), pruning (rates 5e-3 to 2e-2; steps from 19 to 119 or once at 99,
+which at 97 % zeros is three times worse), group (rates 5e-3 to 2e-2, two schedules), PAT (rates 3e-3 to 2e-2,
+strengths .1 and .4). Latent has PAT's rate and thresholds.
 """
 
 import functools
