@@ -9,8 +9,8 @@ dropout alone are the tuned pair with one of them taken away. Scores of the test
 - dimensionality: the share of a dimension that each feature has for itself in the weights that write it (canonical
   form). The untrained network wins this one, so differences between arms say little.
 
-Expected, preset full (8 seeds), mean +- standard deviation; beyond rotation: selectivity minus rotated, paired, with its
-95 % t interval:
+Expected, preset full (8 seeds), mean +- standard deviation; beyond rotation: selectivity minus rotated, paired, with
+its 95 % t interval:
 
 | arm | loss | accuracy | zeros | selectivity | rotated | beyond rotation | coverage | dimensionality |
 |---|---|---|---|---|---|---|---|---|
@@ -23,11 +23,12 @@ Expected, preset full (8 seeds), mean +- standard deviation; beyond rotation: se
 | *untrained* | | | | *.145* | *.156* | *-.011* | *.10* | *.559* |
 
 Against the premise: what makes single units mean single digits here is dropout (selectivity +.196 +- .010 against
-neither), the very thing that "L1 in, dropout out" takes away. L1 in place of both leaves units as mixed as no regulariser does
-(-.014 +- .008; nothing beyond a rotation) and .090 +- .010 below tuned L2 + dropout; beside light L2 and dropout it is
-as selective as the tuned pair (-.014 +- .017) with 86 % zeros. L2 alone does nothing beyond a rotation. For the premise
-speaks only that features overlap less in sparse weights (dimensionality +.135 +- .010 against L2 + dropout), which any
-sparse matrix has, and an untrained one more. The digits' labels are the only concepts asked about.
+neither), the very thing that "L1 in, dropout out" takes away. L1 in place of both leaves units as mixed as no
+regulariser does (-.014 +- .008; nothing beyond a rotation) and .090 +- .010 below tuned L2 + dropout; beside light L2
+and dropout it is as selective as the tuned pair (-.014 +- .017) with 86 % zeros. L2 alone does nothing beyond a
+rotation. For the premise speaks only that features overlap less in sparse weights (dimensionality +.135 +- .010
+against L2 + dropout), which any sparse matrix has, and an untrained one more. The digits' labels are the only
+concepts asked about.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Task loss against exact zeros: which way of making a character transformer sparse is on the front?
 
-The text of `stdlib_lm` and its transformer (width 64, two blocks, .12M parameters), 350 steps of 8 windows from scratch:
-underfit, so nothing regularises much. Each method at four strengths. PAT is torchao's proximal optimizer
+The text of `stdlib_lm` and its transformer (width 64, two blocks, .12M parameters), 350 steps of 8 windows from
+scratch: underfit, so nothing regularises much. Each method at four strengths. PAT is torchao's proximal optimizer
 (`benchmarks/sparsity_pat_lm.py`), "latent" is L1Sparsity(latent=True), which thresholds a latent weight as PAT does.
 
 Expected, preset full (5 seeds, 0 to 4), held-out files, nats per character, mean +- standard deviation (see
@@ -18,19 +18,19 @@ docs/sparsity-lm.png, drawn by `benchmarks/sparsity_fronts.py`). plain: 2.326 +-
 | pruning and fine-tuning | 2.319 +- .025 (.50), 2.326 +- .024 (.70), 2.399 +- .020 (.90), 2.577 +- .093 (.97) |
 | PAT | 2.338 +- .013 (.53), 2.353 +- .019 (.77), 2.335 +- .018 (.91), 2.395 +- .024 (.98) |
 
-Paired by seed at equal zeros, 95 % t intervals: latent is PAT (+.001 +- .013 at 90 %, +.005 +- .006 at 95 %), and both
-are far inside of the others' loss there (latent against pruning: -.061 +- .025 and -.150 +- .093): nine weights in ten
-go at the loss of the plain model. At 50 and 70 % pruning is ahead (at 70 % by .023 +- .021 of PAT, of latent by .017
-+- .026) and reweighted-heal beside it (+.011 +- .034). Top-k, reweighted-heal and plain proximal steps are *not* on the front from
-80 % on: a weight that they set to zero starts again from zero, so what it learns is lost at each step. Whole rows are
-far off it. L1 in the loss makes no zeros.
+Paired by seed at equal zeros, 95 % t intervals: latent is PAT (+.001 +- .013 at 90 %, +.005 +- .006 at 95 %), and
+both are far inside of the others' loss there (latent against pruning: -.061 +- .025 and -.150 +- .093): nine weights
+in ten go at the loss of the plain model. At 50 and 70 % pruning is ahead (at 70 % by .023 +- .021 of PAT, of latent
+by .017 +- .026) and reweighted-heal beside it (+.011 +- .034). Top-k, reweighted-heal and plain proximal steps are
+*not* on the front from 80 % on: a weight that they set to zero starts again from zero, so what it learns is lost at
+each step. Whole rows are far off it. L1 in the loss makes no zeros.
 
 How it was tuned: seed 100, validated on windows of the training files, so the held-out files chose nothing; one seed,
 so choices within .01 are arbitrary. Learning rates of .006 to .048 for top-k and pruning, .012 to .048 for PAT,
-proximal and reweighted, .012 and .048 for group, .006 to .024 for plain, .012 and .024 for L1 in the loss. L2 + dropout: decay .1, .3, 1 and
-dropout 0 and .05 (best: .1, none). Pruning: five plans (from once in ten epochs to eleven steps in twenty). Top-k: per
-tensor or over all, with and without healing, latent or not. Reweighted: healing .15 and .35, penalties that follow
-the rate or not. PAT: strengths .005 to .2, with and without clipping.
+proximal and reweighted, .012 and .048 for group, .006 to .024 for plain, .012 and .024 for L1 in the loss. L2 +
+dropout: decay .1, .3, 1 and dropout 0 and .05 (best: .1, none). Pruning: five plans (from once in ten epochs to
+eleven steps in twenty). Top-k: per tensor or over all, with and without healing, latent or not. Reweighted: healing
+.15 and .35, penalties that follow the rate or not. PAT: strengths .005 to .2, with and without clipping.
 """
 
 import functools
