@@ -1,9 +1,9 @@
 """A program that one process or two ranks with sharded weights run: the same global batches, results to a file.
 
-    python two_shards.py NAMESPACE OUT CALLBACK [resumed|flat|flat layers]
+    python two_shards.py NAMESPACE OUT CALLBACK ["resumed", "flat", "flat layers", "flat resumed", ...]
 
 With WORLD_SIZE=2 and LOCAL_RANK set, each rank takes its half of every batch of 16. Weights are sharded by FSDP2; with
-"flat" by FSDP1, the whole model as one vector, with "flat layers" one for each layer. With "resumed", a first fit ends
+"flat" by FSDP1, the whole model as one vector, with "flat layers" one for each layer, with "flat vector" without names. With "resumed", a first fit ends
 after the first of two epochs and is saved, and a second one goes on from the checkpoint.
 """
 
@@ -21,7 +21,14 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils.data import DataLoader
 
-from legibility.lightning_plugins import GroupSparsity, L1Sparsity, Schedule, StudentLegibility, TopKSparsity, WiringCost
+from legibility.lightning_plugins import (
+    GroupSparsity,
+    L1Sparsity,
+    Schedule,
+    StudentLegibility,
+    TopKSparsity,
+    WiringCost,
+)
 from legibility.students import MLPStudent
 
 try:
@@ -33,15 +40,15 @@ except ImportError:  # before torch 2.6
 def _flat_on_cpu(namespace: str, how: str) -> Any:
     """FSDP1, which Lightning refuses without a GPU, but not somebody's own; PyTorch shards on the CPU if told so."""
     strategies: Any = importlib.import_module(f"{namespace}.strategies")
-    policy = ModuleWrapPolicy({nn.Linear}) if how == "flat layers" else None
+    policy = ModuleWrapPolicy({nn.Linear}) if "layers" in how else None
     original = how != "flat vector"
 
     class OnCPU(strategies.FSDPStrategy):  # type: ignore[misc]
         def _setup_model(self, model: nn.Module) -> nn.Module:
             cpu = torch.device("cpu")
-            return FullyShardedDataParallel(model, policy, device_id=cpu, use_orig_params=original)
+            return FullyShardedDataParallel(model, auto_wrap_policy=policy, device_id=cpu, use_orig_params=original)
 
-    return OnCPU(process_group_backend="gloo")
+    return OnCPU(process_group_backend="gloo", state_dict_type="sharded")
 
 
 def _full(tensors: Any) -> list[Tensor]:
@@ -54,7 +61,8 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
     pl = importlib.import_module(namespace)
     world, rank = place()
     flat = how.startswith("flat")
-    importlib.import_module("legibility.losses._pieces").PIECE = 512  # so that the larger weights come in pieces
+    pieces: Any = importlib.import_module("legibility.losses._pieces")
+    pieces.PIECE = 512  # so that the larger weights come in pieces
     rows: Any
     rows, share = part_of_each_batch(12)
 
@@ -81,7 +89,9 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
                 with FullyShardedDataParallel.summon_full_params(model, writeback=False) if cut else nullcontext():
                     kept["weights"] = torch.cat([weight.flatten() for weight in _full(self.net.parameters())])
                 kept["names"] = [] if cut else list(self.state_dict())
-                kept["zeros"] = dict(self.trainer.callback_metrics)
+                kept["zeros"] = [
+                    float(c.zero_share()) for c in trainer.callbacks if isinstance(c, (L1Sparsity, TopKSparsity))
+                ]
 
         module.__class__ = Sharded
         student = MLPStudent(width=16, depth=1)
@@ -122,9 +132,9 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
             kept["active"] = legibility.built.cohort.active
         return kept
 
-    if how == "resumed":
+    if "resumed" in how:
         fit(1, save=f"{out}.ckpt")
-    result = fit(2, start=f"{out}.ckpt" if how == "resumed" else None)
+    result = fit(2, start=f"{out}.ckpt" if "resumed" in how else None)
     torch.save(result, f"{out}-{world}-{rank}.pt")
     if world > 1:
         torch.distributed.barrier()

@@ -52,7 +52,9 @@ def cuts(root: nn.Module) -> dict[int, Cut]:
                 f"they have no names to choose by. Leave it at True, or u{_INSTEAD[1:]}."
             )
         if handle._offload_params:
-            raise ValueError(f"`targets`: weights under FSDPStrategy (FSDP1) with `cpu_offload` can't be counted. {_INSTEAD}.")
+            raise ValueError(
+                f"`targets`: weights under FSDPStrategy (FSDP1) with `cpu_offload` can't be counted. {_INSTEAD}."
+            )
         group = handle.process_group
         if group not in meshes:
             meshes[group] = DeviceMesh.from_group(group, handle.device.type)

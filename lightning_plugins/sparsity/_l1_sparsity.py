@@ -62,7 +62,8 @@ class L1Sparsity(PenaltyStep):
     Raises:
         ValueError: Before the first step: negative or NaN strength, a pattern that matches nothing, an unknown
             number of steps, targets that no optimizer steps, ``preconditioned`` without Adam's moments or with
-            ``latent``, ``latent`` with sharded weights (FSDP2, FSDP1), ``preconditioned`` with flat pieces of weights (FSDP1).
+            ``latent``, ``latent`` with sharded weights (FSDP2, FSDP1), ``preconditioned`` with flat pieces of weights
+            (FSDP1).
 
     Logs ``legibility/l1/zeros`` (share of exact zeros among the targets), ``legibility/l1/strength`` and, with a goal,
     ``legibility/l1/factor``.

@@ -52,6 +52,8 @@ class TopKSparsity(WeightStep):
             4 n columns, ``minimum_per_row`` with rows cut by sharding, ``latent`` with
             sharded weights.
 
+    Sharded weights (FSDP2, FSDP1) are counted over all ranks.
+
     Logs ``legibility/top_k/zeros`` and ``legibility/top_k/strength`` (the sparsity asked for in the end).
 
     Example:
