@@ -141,8 +141,8 @@ def used_given_encoded(
         >>> import torch
         >>> from legibility.scores import used_given_encoded
         >>> signs = torch.randint(2, (512, 2), generator=torch.Generator().manual_seed(0))
-        >>> h = 2.0 * signs - 1.0
-        >>> found = used_given_encoded(h, signs, lambda h: h * torch.tensor([3.0, 0.0]), permutations=20)
+        >>> h = torch.cat([2.0 * signs - 1.0, torch.randn(512, 6, generator=torch.Generator().manual_seed(1))], 1)
+        >>> found = used_given_encoded(h, signs, lambda h: h[:, :2] * torch.tensor([3.0, 0.0]), permutations=20)
         >>> found.share, [concept.used for concept in found.concepts]
         (0.5, [True, False])
 

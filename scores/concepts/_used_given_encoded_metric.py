@@ -32,9 +32,10 @@ class UsedGivenEncoded(Collected):
     Example:
         >>> import torch
         >>> from legibility.scores import UsedGivenEncoded
-        >>> score = UsedGivenEncoded(lambda h: h * torch.tensor([3.0, 0.0]), permutations=20)
+        >>> score = UsedGivenEncoded(lambda h: h[:, :2] * torch.tensor([3.0, 0.0]), permutations=20)
         >>> signs = torch.randint(2, (512, 2), generator=torch.Generator().manual_seed(0))
-        >>> score.update(2.0 * signs - 1.0, signs)
+        >>> noise = torch.randn(512, 6, generator=torch.Generator().manual_seed(1))
+        >>> score.update(torch.cat([2.0 * signs - 1.0, noise], 1), signs)
         >>> score.compute()["share"]
         tensor(0.5000, dtype=torch.float64)
     """

@@ -31,7 +31,7 @@ def test_equals_the_function_and_names_everything(batch: Batch) -> None:
         )
     values = metric.compute()
     scores = ["kl", "relative_kl", "disagreement", "code_length", "saving", "adjusted_saving", "surplus"]
-    names = [f"{family}/{score}" for family in ("linear", "mlp", "median") for score in [*scores, "fvu/block.1"]]
+    names = [f"{family}/{score}" for family in ("linear", "mlp", "median") for score in [*scores, "fvu/block.1", "cka/block.1"]]
     assert set(values) == {*names, "max/saving", "max/adjusted_saving"}
     for name, imitation in found.items():
         assert values[f"{name}/kl"].item() == imitation.kl

@@ -134,7 +134,7 @@ def test_metric_in_parts_equals_the_function() -> None:
     metric.update(weights[:1])
     metric.update(iter(weights[1:]))
     values = metric.compute()
-    assert set(values) == {"zeros", "active", "gini", "dead_units"}
+    assert set(values) == {"zeros", "active", "gini", "dead_units", "hoyer"}
     for name, value in values.items():
         assert value.dtype == torch.float64
         assert value.item() == pytest.approx(getattr(whole, name), abs=1e-12)

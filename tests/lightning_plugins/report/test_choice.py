@@ -258,7 +258,9 @@ def test_concepts_come_from_the_batch(pl: Any, trainer: Callable[..., Any], tmp_
     plugin = report(tmp_path, concepts="kinds", scores=["selectivity", "used_given_encoded"])
     trainer(plugin, max_epochs=1).fit(module, data, data)
     selective = entry(plugin.record, "selectivity")
-    assert selective.value > 0.95 and selective.controls["permuted answers"] < 0.1
+    assert selective.value > 0.95 and selective.details["permuted"] < 0.1
+    assert "permuted answers" not in selective.controls
+    assert "hasn't learnt" in selective.control_reasons["permuted answers"]
     assert entry(plugin.record, "used_given_encoded").value is not None
 
 
