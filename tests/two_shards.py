@@ -1,29 +1,54 @@
-"""A program that one process or two ranks with sharded weights (FSDP2) run: the same global batches, results to a file.
+"""A program that one process or two ranks with sharded weights run: the same global batches, results to a file.
 
-    python two_shards.py NAMESPACE OUT CALLBACK [resumed]
+    python two_shards.py NAMESPACE OUT CALLBACK ["resumed", "flat", "flat layers", "flat resumed", ...]
 
-With WORLD_SIZE=2 and LOCAL_RANK set, each rank takes its half of every batch of 16. With "resumed", a first fit ends after
-the first of two epochs and is saved, and a second one goes on from the checkpoint.
+With WORLD_SIZE=2 and LOCAL_RANK set, each rank takes its half of every batch of 16. Weights are sharded by FSDP2; with
+"flat" by FSDP1, the whole model as one vector, with "flat layers" one for each layer, with "flat vector" without names. With "resumed", a first fit ends
+after the first of two epochs and is saved, and a second one goes on from the checkpoint.
 """
 
 import importlib
 import os
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from launch import part_of_each_batch, place
 from tiny import make_module
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils.data import DataLoader
 
-from legibility.lightning_plugins import GroupSparsity, L1Sparsity, StudentLegibility, TopKSparsity, WiringCost
+from legibility.lightning_plugins import (
+    GroupSparsity,
+    L1Sparsity,
+    Schedule,
+    StudentLegibility,
+    TopKSparsity,
+    WiringCost,
+)
 from legibility.students import MLPStudent
 
 try:
     from torch.distributed.fsdp import fully_shard
 except ImportError:  # before torch 2.6
     from torch.distributed._composable.fsdp import fully_shard  # type: ignore[attr-defined]
+
+
+def _flat_on_cpu(namespace: str, how: str) -> Any:
+    """FSDP1, which Lightning refuses without a GPU, but not somebody's own; PyTorch shards on the CPU if told so."""
+    strategies: Any = importlib.import_module(f"{namespace}.strategies")
+    policy = ModuleWrapPolicy({nn.Linear}) if "layers" in how else None
+    original = how != "flat vector"
+
+    class OnCPU(strategies.FSDPStrategy):  # type: ignore[misc]
+        def _setup_model(self, model: nn.Module) -> nn.Module:
+            cpu = torch.device("cpu")
+            return FullyShardedDataParallel(model, auto_wrap_policy=policy, device_id=cpu, use_orig_params=original)
+
+    return OnCPU(process_group_backend="gloo", state_dict_type="sharded")
 
 
 def _full(tensors: Any) -> list[Tensor]:
@@ -35,6 +60,9 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
     torch.set_num_threads(1)
     pl = importlib.import_module(namespace)
     world, rank = place()
+    flat = how.startswith("flat")
+    pieces: Any = importlib.import_module("legibility.losses._pieces")
+    pieces.PIECE = 512  # so that the larger weights come in pieces
     rows: Any
     rows, share = part_of_each_batch(12)
 
@@ -44,7 +72,7 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
 
         class Sharded(type(module)):  # type: ignore[misc]
             def configure_model(self) -> None:
-                if world == 1:
+                if world == 1 or flat:
                     return
                 for layer in self.net:
                     if isinstance(layer, nn.Linear):
@@ -52,11 +80,18 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
                 fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
             def on_before_optimizer_step(self, optimizer: Any) -> None:
-                kept["gradients"].append(_full(p.grad for p in self.net.parameters()))
+                if not flat:
+                    kept["gradients"].append(_full(p.grad for p in self.net.parameters()))
 
             def on_train_end(self) -> None:
-                kept["weights"] = torch.cat([weight.flatten() for weight in _full(self.net.parameters())])
-                kept["names"] = list(self.state_dict())
+                cut = flat and world > 1
+                model = self.trainer.model
+                with FullyShardedDataParallel.summon_full_params(model, writeback=False) if cut else nullcontext():
+                    kept["weights"] = torch.cat([weight.flatten() for weight in _full(self.net.parameters())])
+                kept["names"] = [] if cut else list(self.state_dict())
+                kept["zeros"] = [
+                    float(c.zero_share()) for c in trainer.callbacks if isinstance(c, (L1Sparsity, TopKSparsity))
+                ]
 
         module.__class__ = Sharded
         student = MLPStudent(width=16, depth=1)
@@ -64,7 +99,9 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
             0.7, students=[student], warmup=0.0, summary=False, taps="net.0", learning_rate=3e-2
         )
         strategy: Any = "auto"
-        if world > 1:
+        if world > 1 and flat:
+            strategy = _flat_on_cpu(namespace, how)
+        elif world > 1:
             parallel = importlib.import_module(f"{namespace}.strategies").ModelParallelStrategy
             strategy = parallel(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
         trainer = pl.Trainer(
@@ -72,12 +109,14 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
             callbacks={
                 "legibility": [legibility],
                 "l1": [L1Sparsity(2.0, total_steps=24)],
+                "plain": [L1Sparsity(2.0, reweighted=False, schedule=Schedule.warm_up(0.3), total_steps=24)],
                 "preconditioned": [L1Sparsity(1.0, preconditioned=0.1, total_steps=24)],
                 "goal": [L1Sparsity(sparsity=0.6, total_steps=24)],
                 "rows": [GroupSparsity(1.0, groups="rows", total_steps=24)],
                 "columns": [GroupSparsity(1.0, groups="columns", total_steps=24)],
                 "neurons": [GroupSparsity(1.0, groups="neurons", total_steps=24)],
                 "wiring": [WiringCost(2.0, swap_every=4, total_steps=24)],
+                "each": [TopKSparsity(0.8, heal=0.3, total_steps=24)],
                 "top_k": [TopKSparsity(0.8, scope="global", total_steps=24)],
             }[which],
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -93,9 +132,9 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
             kept["active"] = legibility.built.cohort.active
         return kept
 
-    if how == "resumed":
+    if "resumed" in how:
         fit(1, save=f"{out}.ckpt")
-    result = fit(2, start=f"{out}.ckpt" if how == "resumed" else None)
+    result = fit(2, start=f"{out}.ckpt" if "resumed" in how else None)
     torch.save(result, f"{out}-{world}-{rank}.pt")
     if world > 1:
         torch.distributed.barrier()

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from legibility.lightning_plugins.sparsity._penalty_step import PenaltyStep
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weight_step import Stepped, skipped
+from legibility.lightning_plugins.sparsity._weights import local
 from legibility.losses import in_pieces, reweighted_soft_threshold, root_mean_square, soft_threshold
 
 if TYPE_CHECKING:
@@ -60,7 +62,8 @@ class L1Sparsity(PenaltyStep):
     Raises:
         ValueError: Before the first step: negative or NaN strength, a pattern that matches nothing, an unknown
             number of steps, targets that no optimizer steps, ``preconditioned`` without Adam's moments or with
-            ``latent``, ``latent`` with sharded weights (FSDP2).
+            ``latent``, ``latent`` with sharded weights (FSDP2, FSDP1), ``preconditioned`` with flat pieces of weights
+            (FSDP1).
 
     Logs ``legibility/l1/zeros`` (share of exact zeros among the targets), ``legibility/l1/strength`` and, with a goal,
     ``legibility/l1/factor``.
@@ -80,6 +83,7 @@ class L1Sparsity(PenaltyStep):
     """
 
     term = "l1"
+    takes_flat_pieces = True
 
     def __init__(
         self,
@@ -119,12 +123,18 @@ class L1Sparsity(PenaltyStep):
                 f"got {', '.join(type(o).__name__ for o in trainer.optimizers)}. Leave it out."
             )
         self._budget = {name: self._budget_of(name) for name in self._weights}
-        sharded = [name for name, weight in self._weights.items() if hasattr(weight, "full_tensor")]
+        if self.preconditioned is not None and self._cuts:
+            raise ValueError(
+                "`preconditioned` compares the moments of a whole weight, which FSDPStrategy (FSDP1) keeps in flat "
+                "pieces. Leave it out, or use ModelParallelStrategy (FSDP2)."
+            )
+        data = self._data()
+        sharded = [name for name, weight in data.items() if isinstance(weight, DTensor)]
         if self.latent and sharded:
-            raise ValueError(f"`latent` needs whole weights; {sharded[0]} is sharded (DTensor). Leave it out.")
+            raise ValueError(f"`latent` needs whole weights; {sharded[0]} is sharded. Leave it out.")
         if fresh:
-            for name, weight in self._weights.items():
-                self._memory[f"rms.{name}"] = float(root_mean_square(weight.detach()))
+            for name, weight in data.items():
+                self._memory[f"rms.{name}"] = float(root_mean_square(weight))
         for name, weight in self._weights.items() if self.latent else ():
             kept = self._tensors.get(f"taken.{name}")  # of a checkpoint, wherever that was loaded to
             empty = torch.zeros_like(
@@ -167,7 +177,7 @@ class L1Sparsity(PenaltyStep):
             factor = torch.where(mean > 0, mean / root.clamp(min=self.preconditioned * mean), 1.0)
             one.weight.copy_(self._proximal(one.weight, threshold * factor, size))
             return
-        for piece in in_pieces(one.weight):
+        for piece in in_pieces(local(one.weight)):
             piece.copy_(self._proximal(piece, threshold, size))
 
     def _proximal(self, weight: Tensor, threshold: float | Tensor, size: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from legibility.lightning_plugins.foundation._callback import check_share
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weight_step import Stepped, WeightStep
+from legibility.lightning_plugins.sparsity._weights import local
 from legibility.losses import hard_threshold, in_pieces, magnitude_threshold
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class TopKSparsity(WeightStep):
             4 n columns, ``minimum_per_row`` with rows cut by sharding, ``latent`` with
             sharded weights.
 
+    Sharded weights (FSDP2, FSDP1) are counted over all ranks.
+
     Logs ``legibility/top_k/zeros`` and ``legibility/top_k/strength`` (the sparsity asked for in the end).
 
     Example:
@@ -62,6 +65,7 @@ class TopKSparsity(WeightStep):
     """
 
     term = "top_k"
+    takes_flat_pieces = True
 
     def __init__(
         self,
@@ -93,10 +97,10 @@ class TopKSparsity(WeightStep):
         self.latent = latent
 
     def _begin(self, trainer: "Trainer", fresh: bool) -> None:
-        sharded = [name for name, weight in self._weights.items() if isinstance(weight, DTensor)]
+        sharded = {name: weight for name, weight in self._data().items() if isinstance(weight, DTensor)}
         if self.latent and sharded:
-            raise ValueError(f"`latent` needs whole weights; {sharded[0]} is sharded (DTensor). Leave it out.")
-        cut = [n for n in sharded if any(p.is_shard() and p.dim != 0 for p in self._weights[n].placements)]  # type: ignore[attr-defined]
+            raise ValueError(f"`latent` needs whole weights; {next(iter(sharded))} is sharded. Leave it out.")
+        cut = [n for n, w in sharded.items() if w.ndim == 1 or any(p.is_shard() and p.dim != 0 for p in w.placements)]  # type: ignore[attr-defined]
         if (self.minimum_per_row or self.scope == "2:4") and cut:
             what = "minimum_per_row" if self.minimum_per_row else "scope"
             raise ValueError(f"`{what}` needs whole rows; those of {cut[0]} are cut by its sharding. Leave it out.")
@@ -120,13 +124,13 @@ class TopKSparsity(WeightStep):
             return
         together = {"global": list(stepped)} if self.scope == "global" else {one.name: [one] for one in stepped}
         for one in stepped if self.latent else ():
-            _local(one.weight).add_(self._tensors[f"dropped.{one.name}"])
+            local(one.weight).add_(self._tensors[f"dropped.{one.name}"])
         for name, members in together.items():
             size = sum(one.weight.numel() for one in members)
             key = f"threshold.{name}"
-            weak = _weaker_of_fours(_local(members[0].weight)) if self.scope == "2:4" else None
+            weak = _weaker_of_fours(local(members[0].weight)) if self.scope == "2:4" else None
             threshold = magnitude_threshold(
-                [_local(one.weight) for one in members] if weak is None else [_local(members[0].weight)[weak]],
+                [local(one.weight) for one in members] if weak is None else [local(members[0].weight)[weak]],
                 round((1 - self.sparsity * level) * size if weak is None else (1 - level) * size / 2),
                 start=self._memory.get(key),
                 tolerance=0.0 if step == self._penalised - 1 else _TOLERANCE,
@@ -134,15 +138,15 @@ class TopKSparsity(WeightStep):
             )
             self._memory[key] = threshold
             for one in members:
-                local = _local(one.weight)
+                held = local(one.weight)
                 if self.latent:
-                    self._tensors[f"dropped.{one.name}"].copy_(local)
+                    self._tensors[f"dropped.{one.name}"].copy_(held)
                 if weak is not None:
-                    local.masked_fill_(weak & (local.abs() <= threshold), 0.0)
-                for piece in () if weak is not None else [local] if self.minimum_per_row else in_pieces(local):
+                    held.masked_fill_(weak & (held.abs() <= threshold), 0.0)
+                for piece in () if weak is not None else [held] if self.minimum_per_row else in_pieces(held):
                     piece.copy_(hard_threshold(piece, threshold, minimum_per_row=self.minimum_per_row))
                 if self.latent:
-                    self._tensors[f"dropped.{one.name}"].sub_(local)
+                    self._tensors[f"dropped.{one.name}"].sub_(held)
 
 
 def _weaker_of_fours(weight: Tensor) -> Tensor:
@@ -150,10 +154,6 @@ def _weaker_of_fours(weight: Tensor) -> Tensor:
     fours = weight.abs().view(len(weight), -1, 4)
     weaker = torch.zeros_like(fours, dtype=torch.bool)
     return weaker.scatter_(2, fours.topk(2, dim=2, largest=False).indices, True).view_as(weight)
-
-
-def _local(weight: Tensor) -> Tensor:
-    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def _total(weight: Tensor) -> Callable[[Tensor], Tensor] | None:

@@ -14,6 +14,7 @@ from legibility.lightning_plugins.foundation._callback import (
     is_logging_step,
     total_steps,
 )
+from legibility.lightning_plugins.sparsity._flat_pieces import Cut, cuts, with_gradient
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weights import (
     embedding_weights,
@@ -33,7 +34,7 @@ class Stepped(NamedTuple):
     Attributes:
         name: Without wrappers' prefixes.
         parameter: The key of its optimizer state.
-        weight: Its data, to be changed in place.
+        weight: Its data, to be changed in place; of one that is sharded, a DTensor, flat under FSDP1.
         pace: Learning rate of its group over the highest so far, in [0, 1].
     """
 
@@ -58,6 +59,8 @@ class WeightStep(LegibilityCallback):
 
     #: Under which name it logs.
     term = ""
+    #: Whether it treats each weight by itself, wherever it stands: then flat pieces of weights (FSDP1) will do.
+    takes_flat_pieces = False
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class WeightStep(LegibilityCallback):
         self.total_steps = total_steps
         self._weights: dict[str, nn.Parameter] = {}
         self._embeddings: set[int] = set()
+        self._cuts: dict[int, Cut] = {}
         self._handles: list[RemovableHandle] = []
         self._reset()
 
@@ -107,11 +111,37 @@ class WeightStep(LegibilityCallback):
         return self._generate_state_key(targets=self.targets, exclude=self.exclude)
 
     def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        # FSDP1 wraps the whole module, and only the wrapper knows the shapes.
+        wrapped = type(trainer.model).__name__ == "FullyShardedDataParallel"
+        root = trainer.model if wrapped and trainer.model is not None else pl_module
+        self._cuts = cuts(root)
         # With nothing to do, nothing needs to be there.
-        idle = not self.active and not penalisable_weights(pl_module)
-        self._weights = {} if idle else target_weights(pl_module, self.targets, self.exclude)
-        self._embeddings = embedding_weights(pl_module)
+        idle = not self.active and not penalisable_weights(root)
+        self._weights = {} if idle else target_weights(root, self.targets, self.exclude)
+        self._embeddings = embedding_weights(root)
+        if self.active:
+            self._refuse_cut()
         self._reset()
+
+    def _refuse_cut(self) -> None:
+        """Says what can't be done with flat pieces."""
+        cut = [name for name, weight in self._weights.items() if id(weight) in self._cuts]
+        rare = [name for name in cut if id(self._weights[name]) in self._embeddings]
+        if cut and (rare or not self.takes_flat_pieces):
+            what = f"{rare[0]}, an embedding," if rare else type(self).__name__
+            raise ValueError(
+                f"`targets`: {what} needs rows, and FSDPStrategy (FSDP1) keeps flat pieces of weights, which cut them. "
+                "Use ModelParallelStrategy (FSDP2), whose weights keep their shape."
+            )
+
+    def _seen(self, parameter: nn.Parameter) -> Tensor:
+        """The data of a weight; of one that is sharded, a DTensor."""
+        cut = self._cuts.get(id(parameter))
+        return parameter.detach() if cut is None else cut.seen(parameter)
+
+    def _data(self) -> dict[str, Tensor]:
+        """All targets as :meth:`_seen`."""
+        return {name: self._seen(parameter) for name, parameter in self._weights.items()}
 
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Everything is restored and the number of steps is known: hooks the optimizers.
@@ -166,8 +196,9 @@ class WeightStep(LegibilityCallback):
 
     def zero_share(self) -> Tensor:
         """The share of exact zeros among the targets; under a sharded strategy all ranks must ask."""
-        zeros = sum(exact_zeros(weight) for weight in self._weights.values())
-        return torch.as_tensor(zeros) / sum(weight.numel() for weight in self._weights.values())
+        weights = self._data().values()
+        zeros = sum(exact_zeros(weight) for weight in weights)
+        return torch.as_tensor(zeros) / sum(weight.numel() for weight in weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and tensors, so that a resumed fit goes on exactly."""
@@ -210,7 +241,7 @@ class WeightStep(LegibilityCallback):
     def on_save_checkpoint(self, trainer: "Trainer", pl_module: "LightningModule", checkpoint: dict[str, Any]) -> None:
         """Averaged weights in the file get the trained ones' zeros too."""
         saved = checkpoint.get("state_dict", {})
-        now = {name: weight.detach() == 0 for name, weight in self._weights.items()} if self._start is not None else {}
+        now = {name: weight == 0 for name, weight in self._data().items()} if self._start is not None else {}
         for name, zeros in (now | self._zeros).items():
             if name in saved and saved[name].shape == zeros.shape and type(saved[name]) is type(zeros):
                 saved[name] = saved[name].masked_fill(zeros.to(saved[name].device), 0.0)
@@ -218,7 +249,7 @@ class WeightStep(LegibilityCallback):
     def _uninstall(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._weights, self._zeros, self._latest = [], {}, {}, {}
+        self._handles, self._weights, self._cuts, self._zeros, self._latest = [], {}, {}, {}, {}
 
     def _check_held(self, optimizers: Sequence[Optimizer]) -> None:
         for optimizer in optimizers:
@@ -241,12 +272,14 @@ class WeightStep(LegibilityCallback):
         def step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             with self._timed(), torch.no_grad():
                 done = self._done.get(index, 0)
+                ours = [p for group in optimizer.param_groups for p in group["params"] if id(p) in names]
+                moved = with_gradient(ours, self._cuts)
                 stepped = []
                 for number, group in enumerate(optimizer.param_groups):
                     pace = self._pace(f"{index}.{number}", float(group["lr"]))
                     for parameter in group["params"]:
-                        if id(parameter) in names and parameter.grad is not None:
-                            stepped.append(Stepped(names[id(parameter)], parameter, parameter.detach(), pace))
+                        if id(parameter) in moved:
+                            stepped.append(Stepped(names[id(parameter)], parameter, self._seen(parameter), pace))
                 if self.heal > 0 and done >= self._penalised:
                     for name, _, weight, _ in stepped:
                         weight.masked_fill_(self._zeros[name], 0.0)
@@ -268,16 +301,16 @@ class WeightStep(LegibilityCallback):
 
     def _freeze(self, optimizer: Optimizer) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self._zeros |= {name: w.detach() == 0 for name, w in self._weights.items() if id(w) in held}
+        self._zeros |= {name: self._seen(w) == 0 for name, w in self._weights.items() if id(w) in held}
 
     def _look_at_zeros(self) -> None:
         if self.active and self._start is not None and not self._latest:
-            self._latest = {name: weight.detach() == 0 for name, weight in self._weights.items()}
+            self._latest = {name: weight == 0 for name, weight in self._data().items()}
 
     def _hold_zeros(self) -> None:
         with torch.no_grad():
             for name, zeros in (self._latest | self._zeros).items():
-                self._weights[name].detach().masked_fill_(zeros, 0.0)
+                self._seen(self._weights[name]).masked_fill_(zeros, 0.0)
 
 
 def skipped(optimizer: Optimizer, device: torch.device) -> Tensor | None:

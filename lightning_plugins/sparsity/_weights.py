@@ -9,6 +9,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from legibility.lightning_plugins.foundation._names import match_names, plain_name
+from legibility.lightning_plugins.sparsity._flat_pieces import Cut, cuts
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -43,6 +44,7 @@ def penalisable_weights(root: nn.Module) -> dict[str, nn.Parameter]:
         ['1.weight']
     """
     excluded: set[int] = set()
+    cut = cuts(root)
     for module in root.modules():
         if isinstance(module, (*_NORMS, *_EMBEDDINGS)) or nn.utils.parametrize.is_parametrized(module):
             excluded |= {id(parameter) for parameter in module.parameters(recurse=False)}
@@ -57,7 +59,7 @@ def penalisable_weights(root: nn.Module) -> dict[str, nn.Parameter]:
         and parameter.requires_grad
         and not isinstance(parameter, nn.parameter.UninitializedParameter)
         and parameter.is_floating_point()
-        and parameter.ndim >= 2
+        and _dimensions(parameter, cut) >= 2
     }
 
 
@@ -75,13 +77,8 @@ def target_weights(
 
     Raises:
         ValueError: A pattern of ``targets`` or ``exclude`` matches nothing, names a parametrised weight, or nothing is
-            left; the model is sharded by FSDP1.
+            left; FSDP1 hides the weights.
     """
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in root.modules()):
-        raise ValueError(
-            "`targets`: FSDPStrategy (FSDP1) keeps flat pieces of weights, in which there are no matrices, rows or "
-            "neurons to make sparse. Use ModelParallelStrategy (FSDP2), whose weights keep their shape."
-        )
     _refuse_parametrised(root, targets)
     weights = penalisable_weights(root)
     weights |= _named_in_full(root, targets, weights)
@@ -98,6 +95,10 @@ def target_weights(
     if not kept:
         raise ValueError(f"`exclude` = {exclude!r} leaves none of the weights that `targets` = {targets!r} chose.")
     return kept
+
+
+def _dimensions(parameter: nn.Parameter, cut: dict[int, Cut]) -> int:
+    return len(cut[id(parameter)].shape) if id(parameter) in cut else parameter.ndim
 
 
 def _refuse_parametrised(root: nn.Module, targets: str | Sequence[str]) -> None:
@@ -141,7 +142,7 @@ def _named_in_full(
     root: nn.Module, targets: str | Sequence[str], known: dict[str, nn.Parameter]
 ) -> dict[str, nn.Parameter]:
     asked = {targets} if isinstance(targets, str) else set(targets)
-    embeddings, taken = embedding_weights(root), {id(parameter) for parameter in known.values()}
+    cut, embeddings, taken = cuts(root), embedding_weights(root), {id(parameter) for parameter in known.values()}
     return {
         plain_name(name): parameter
         for name, parameter in root.named_parameters()
@@ -150,8 +151,13 @@ def _named_in_full(
         and (id(parameter) in embeddings or _is_adapter(name))
         and parameter.requires_grad
         and parameter.is_floating_point()
-        and parameter.ndim >= 2
+        and _dimensions(parameter, cut) >= 2
     }
+
+
+def local(weight: Tensor) -> Tensor:
+    """What this rank holds of a weight: what is written to it is written to the weight."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def exact_zeros(weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Two ranks that hold half of every weight each (FSDP2) do what one process does with the whole."""
+"""Two ranks that hold half of every weight each (FSDP2), or of a vector of all (FSDP1), do what one process does."""
 
 from pathlib import Path
 
@@ -52,11 +52,52 @@ def test_sharded_weights_equal_whole_ones(tmp_path: Path, namespace: str, which:
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("namespace", "which", "how"),
+    [
+        ("lightning.pytorch", "l1", "flat"),  # rank 1 holds nothing of the first weight, and half of the second
+        ("pytorch_lightning", "top_k", "flat layers"),
+        pytest.param("pytorch_lightning", "plain", "flat", marks=pytest.mark.slow),
+        pytest.param("lightning.pytorch", "each", "flat", marks=pytest.mark.slow),
+        pytest.param("pytorch_lightning", "top_k", "flat", marks=pytest.mark.slow),
+        pytest.param("lightning.pytorch", "goal", "flat layers", marks=pytest.mark.slow),
+    ],
+)
+def test_flat_pieces_of_weights_equal_whole_ones(tmp_path: Path, namespace: str, which: str, how: str) -> None:
+    main(namespace, str(tmp_path / "result"), which, how)
+    alone = torch.load(tmp_path / "result-1-0.pt", weights_only=True)
+    first, second = two(PROGRAM, namespace, tmp_path / "result", which, how)
+    assert torch.equal(first["weights"], second["weights"]), "ranks disagree"
+    torch.testing.assert_close(first["weights"], alone["weights"], rtol=1e-5, atol=1e-6)
+    assert torch.equal(first["weights"] == 0, alone["weights"] == 0)
+    assert first["zeros"] == second["zeros"] == alone["zeros"] and first["zeros"][0] > 0.1
+    if which == "top_k":
+        assert (first["weights"] == 0).sum() == 5056 - round(0.2 * 5056)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["legibility", "l1", "top_k"])
-def test_resume_under_sharding_equals_uninterrupted(tmp_path: Path, which: str) -> None:
+@pytest.mark.parametrize(
+    ("which", "how", "message"),
+    [
+        ("columns", "flat", "`targets`: GroupSparsity needs rows, and FSDPStrategy .*Use ModelParallelStrategy"),
+        ("preconditioned", "flat", "`preconditioned` compares the moments of a whole weight"),
+        ("l1", "flat vector", "`targets`: FSDPStrategy .* with `use_orig_params=False`"),
+    ],
+)
+def test_what_flat_pieces_cannot_give_is_refused(tmp_path: Path, which: str, how: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):  # of a rank, with what it printed
+        two(PROGRAM, "pytorch_lightning", tmp_path / "result", which, how)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("which", "how"),
+    [("legibility", "whole"), ("l1", "whole"), ("top_k", "whole"), ("l1", "flat"), ("top_k", "flat layers")],
+)
+def test_resume_under_sharding_equals_uninterrupted(tmp_path: Path, which: str, how: str) -> None:
     (whole, _), (resumed, _) = (
-        two(PROGRAM, "pytorch_lightning", tmp_path / how, which, how) for how in ("whole", "resumed")
+        two(PROGRAM, "pytorch_lightning", tmp_path / "result", which, way)
+        for way in (how, "resumed" if how == "whole" else f"{how} resumed")
     )
     assert torch.equal(whole["weights"], resumed["weights"])
     if which == "legibility":

@@ -246,13 +246,3 @@ def test_parametrised_weights_are_refused_by_name(targets: str) -> None:
     with pytest.raises(ValueError, match=rf"`targets`: {targets[0]}\.weight is parametrised"):
         target_weights(model, targets, ())
     assert list(target_weights(model, "*", ())) == ["2.weight"]
-
-
-def test_fsdp1_is_refused_by_name() -> None:
-    class FullyShardedDataParallel(nn.Module):  # what `torch` calls it; it does not shard on the CPU
-        pass
-
-    model = FullyShardedDataParallel()
-    model.add_module("_fsdp_wrapped_module", nn.Linear(4, 4))
-    with pytest.raises(ValueError, match=r"`targets`: FSDPStrategy \(FSDP1\).*ModelParallelStrategy"):
-        target_weights(model, "*", ())
