@@ -1,5 +1,6 @@
 """The same architecture with freshly drawn weights: what a score is worth that needs no training."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,7 +49,7 @@ def untrained(primary: nn.Module, seed: int = 0) -> Iterator[int]:
                         reset()
             inside: set[nn.Module] = set()
             for owner in primary.modules():
-                if callable(getattr(owner, "_init_weights", None)) and owner not in inside:
+                if _has_rule(owner) and owner not in inside:
                     covered |= _drawn_by(owner)
                     inside |= set(owner.modules())
             left = [parameter for parameter in primary.parameters() if id(parameter) not in covered]
@@ -62,6 +63,18 @@ def untrained(primary: nn.Module, seed: int = 0) -> Iterator[int]:
         with torch.no_grad():
             for tensor, before in kept:
                 tensor.copy_(before)
+
+
+def _has_rule(owner: nn.Module) -> bool:
+    """Whether it draws one module at a time; others have a method of that name without arguments."""
+    rule = getattr(owner, "_init_weights", None)
+    if not callable(rule):
+        return False
+    try:
+        inspect.signature(rule).bind(owner)
+    except TypeError:
+        return False
+    return True
 
 
 def _drawn_by(owner: nn.Module) -> set[int]:

@@ -174,6 +174,18 @@ def test_random_init_draws_by_the_models_own_rule(language: Any) -> None:
     assert isinstance(control, Material) and control.layer is not None
 
 
+def test_a_rule_without_arguments_is_not_asked() -> None:
+    class Own(nn.Linear):
+        def _init_weights(self) -> None:
+            nn.init.zeros_(self.weight)
+
+    model = Own(3, 2)
+    before = model.weight.detach().clone()
+    with untrained(model) as uncovered:
+        assert uncovered == 0 and not torch.equal(model.weight, before) and bool(model.weight.any())
+    assert torch.equal(model.weight, before)
+
+
 def test_what_comes_by_name_must_be_clear(language: Any) -> None:
     given, _ = sentences()
     with pytest.raises(ValueError, match="`inputs` by name must be one tensor, or token ids with `attention_mask`"):
