@@ -50,7 +50,7 @@ def untrained(primary: nn.Module, seed: int = 0) -> Iterator[int]:
             inside: set[nn.Module] = set()
             for owner in primary.modules():
                 if _has_rule(owner) and owner not in inside:
-                    covered |= _drawn_by(owner)
+                    covered |= _drawn_by(owner, covered)
                     inside |= set(owner.modules())
             left = [parameter for parameter in primary.parameters() if id(parameter) not in covered]
             for parameter in left:
@@ -77,12 +77,14 @@ def _has_rule(owner: nn.Module) -> bool:
     return True
 
 
-def _drawn_by(owner: nn.Module) -> set[int]:
-    """Draws by the rule of a model of Hugging Face; the parameters that it covers."""
+def _drawn_by(owner: nn.Module, covered: set[int]) -> set[int]:
+    """Draws by the rule of a model of Hugging Face; the parameters that it covers beyond those that are."""
     # The rule passes by what carries this mark: what is loaded or drawn already.
     mark = "_is_hf_initialized"
     marked = [each for each in (*owner.modules(), *owner.parameters(), *owner.buffers()) if getattr(each, mark, False)]
-    before = {id(parameter): parameter.detach().clone() for parameter in owner.parameters()}
+    left = [(each, each.detach().clone()) for each in owner.parameters() if id(each) not in covered]
+    for each, _ in left:  # a gain of 1 that is drawn as 1 again is drawn too
+        each.add_(1)
     for each in marked:
         setattr(each, mark, False)
     try:
@@ -90,4 +92,10 @@ def _drawn_by(owner: nn.Module) -> set[int]:
     finally:
         for each in marked:
             setattr(each, mark, True)
-    return {id(each) for each in owner.parameters() if not torch.equal(each, before[id(each)])}
+    drawn = set()
+    for each, before in left:
+        if torch.equal(each, before + 1):
+            each.copy_(before)
+        else:
+            drawn.add(id(each))
+    return drawn
