@@ -7,7 +7,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from legibility.scores._asking import call
+from legibility.scores._asking import call, evaluating
 from legibility.scores._divergence import answers, information_bits, one_scale
 from legibility.scores._gate import if_learnt, why_unlearnt
 from legibility.scores._material import Material, Need
@@ -165,21 +165,15 @@ def _explained(material: Material) -> Reading:
     if not inputs.is_floating_point() or material.queries.logits.ndim != 2:
         return Reading(math.nan, "needs one answer for each row of numbers: tokens have no neighbourhood")
     ask = call if material.forward is None else material.forward
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
 
     def logits(rows: Tensor) -> Tensor:
         said = ask(model, rows)
         return said - said.mean(-1, keepdim=True)  # softmax doesn't see it
 
-    try:
+    with evaluating(model):
         found = explanation_fidelity(inputs, logits)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return Reading(
-        found.error, found.reason or None, details={"unexplained": found.unexplained, "movement": found.movement}
-    )
+    details = {"unexplained": found.unexplained, "movement": found.movement}
+    return Reading(found.error, found.reason or None, details=details)
 
 
 def _dimension(material: Material) -> Reading:

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from legibility.scores._asking import Forward, call
+from legibility.scores._asking import BATCH, Forward, call
 from legibility.scores._divergence import Rest
 from legibility.scores.weights._canonical import canonicalise
 
-_BATCH = 256
 _READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Value = Callable[[Tensor], Tensor]
 
@@ -157,7 +156,7 @@ class _Place:
             return value
 
         with torch.no_grad():
-            for rows in torch.split(self.inputs, _BATCH):
+            for rows in torch.split(self.inputs, BATCH):
                 before = len(said)
                 with self._put(keep):
                     self.forward(self.model, rows)
@@ -174,7 +173,7 @@ class _Place:
         if len(activations) != len(self.inputs):
             raise ValueError(f"`activations` must hold all {len(self.inputs)} examples, got {len(activations)}.")
         found = []
-        for rows, part in zip(torch.split(self.inputs, _BATCH), torch.split(activations, _BATCH), strict=True):
+        for rows, part in zip(torch.split(self.inputs, BATCH), torch.split(activations, BATCH), strict=True):
             changed = part.view(len(part), *self.shape)
             with self._put(lambda real, changed=changed: changed.to(real)):  # type: ignore[misc]
                 found.append(self.forward(self.model, rows))

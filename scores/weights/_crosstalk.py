@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from legibility.scores._asking import Forward, call
+from legibility.scores._asking import BATCH, Forward, call
 from legibility.scores._of_model import CollectedScore
 from legibility.scores.weights._canonical import Canonical, canonicalise
 from legibility.scores.weights._graph import Layers, named_runs
-
-_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def _activity(found: Canonical, run: Mapping[str, Tensor], inputs: Tensor, ask: 
 
     handles = [modules[name].register_forward_pre_hook(look(name)) for name in names[1:]]
     try:
-        for rows in torch.split(inputs, _BATCH):
+        for rows in torch.split(inputs, BATCH):
             ask(found.model, rows)
     finally:
         for handle in handles:
