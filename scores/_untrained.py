@@ -82,9 +82,9 @@ def _drawn_by(owner: nn.Module, covered: set[int]) -> set[int]:
     # The rule passes by what carries this mark: what is loaded or drawn already.
     mark = "_is_hf_initialized"
     marked = [each for each in (*owner.modules(), *owner.parameters(), *owner.buffers()) if getattr(each, mark, False)]
-    left = [(each, each.detach().clone()) for each in owner.parameters() if id(each) not in covered]
-    for each, _ in left:  # a gain of 1 that is drawn as 1 again is drawn too
-        each.add_(1)
+    left = {each: each.detach().clone() for each in owner.parameters() if id(each) not in covered}
+    for parameter in left:  # a gain of 1 that is drawn as 1 again is drawn too
+        parameter.add_(1)
     for each in marked:
         setattr(each, mark, False)
     try:
@@ -93,9 +93,9 @@ def _drawn_by(owner: nn.Module, covered: set[int]) -> set[int]:
         for each in marked:
             setattr(each, mark, True)
     drawn = set()
-    for each, before in left:
-        if torch.equal(each, before + 1):
-            each.copy_(before)
+    for parameter, before in left.items():
+        if torch.equal(parameter, before + 1):
+            parameter.copy_(before)
         else:
-            drawn.add(id(each))
+            drawn.add(id(parameter))
     return drawn
