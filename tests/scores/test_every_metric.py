@@ -85,7 +85,7 @@ def test_states_are_sums_in_float64_or_gathered_examples(name: str) -> None:
             assert default.dtype == torch.float64, state
             # The first rank's, for weights, which are equal on all ranks: never summed.
             weights = name in ("WeightSparsity", "FeatureDimensionality", "RelativeModularity", "RelativeWiringCost")
-            assert getattr(reduce, "__name__", "") == ("_of_first_rank" if weights else "dim_zero_sum"), state
+            assert getattr(reduce, "__name__", "") == ("of_first_rank" if weights else "dim_zero_sum"), state
 
 
 @pytest.mark.parametrize("name", CASES)
