@@ -70,7 +70,8 @@ class Layer:
             the layer. Dimensions of it that `concepts` (or, without, `mask`) doesn't have are flattened into units.
 
         Raises:
-            ValueError: for a name that the model doesn't have or doesn't call.
+            ValueError: for a name that the model doesn't have or doesn't call just once, or whose output isn't
+                floating-point; without a name, for a model that calls no linear or convolutional layer.
         """
         twin = canonicalise(model).model.eval().requires_grad_(False)
         place = _Place(twin, inputs, call if forward is None else forward, name)
@@ -79,7 +80,7 @@ class Layer:
         if concepts is None and mask is not None and said.shape[:2] == mask.shape:
             positions = mask.ndim
         if mask is not None and mask.ndim > positions:
-            mask = mask.flatten(positions).any(-1) if positions == 1 else mask
+            mask = mask.flatten(1).any(-1)
         if mask is not None and mask.ndim < positions:
             mask = mask.unsqueeze(-1).expand(said.shape[:positions])
         return cls(said.flatten(positions), place, concepts, mask, name)
