@@ -1,6 +1,7 @@
 """How a model is asked for its answers, whatever it takes and returns: tensors, tuples, or dictionaries of both."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,10 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 PADDING = -1
 """Stands in a row of token ids where the attention mask is 0."""
 
-_BATCH = 256
+_MASK = "attention_mask"
+
+BATCH = 256
+"""Rows that a model is asked at a time."""
 
 
 def answer_in(output: Any) -> Tensor:
@@ -69,33 +73,38 @@ def named_inputs(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, B
     Raises:
         ValueError: for anything but one tensor, or token ids with their `attention_mask`.
     """
-    masks = [name for name in inputs if name == "attention_mask"]
-    others = [name for name in inputs if name not in masks]
-    if len(others) != 1 or (masks and inputs[others[0]].is_floating_point()):
+    others = [name for name in inputs if name != _MASK]
+    if len(others) != 1 or (_MASK in inputs and inputs[others[0]].is_floating_point()):
         raise ValueError(
             "`inputs` by name must be one tensor, or token ids with `attention_mask`, got "
             f"{sorted(inputs)}: pass one tensor and `forward=lambda model, rows: ...`."
         )
     rows = inputs[others[0]]
-    if not masks:
+    if _MASK not in inputs:
         return rows, None, ByName(others[0])
-    mask = inputs[masks[0]].bool()
+    mask = inputs[_MASK].bool()
     if mask.shape != rows.shape:
         raise ValueError(
             f"`inputs['attention_mask']` must be shaped as the token ids {tuple(rows.shape)}, got {tuple(mask.shape)}."
         )
-    return rows.where(mask, PADDING), mask, ByName(others[0], masks[0])
+    return rows.where(mask, PADDING), mask, ByName(others[0], _MASK)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @torch.no_grad()
 def answers(model: nn.Module, inputs: Tensor, forward: Forward | None) -> Tensor:
     """The model's logits on all inputs, in evaluation mode, batch by batch."""
     ask = call if forward is None else forward
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        parts = [ask(model, rows) for rows in torch.split(inputs, _BATCH)]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return torch.cat(parts).float()
+    with evaluating(model):
+        return torch.cat([ask(model, rows) for rows in torch.split(inputs, BATCH)]).float()

@@ -1,14 +1,14 @@
 """Scores of one layer and its neighbourhoods, exploratory beside the headlines, ready to be measured together."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from legibility.scores._asking import call
-from legibility.scores._divergence import answers, information_bits, one_scale
+from legibility.scores._asking import call, evaluating
+from legibility.scores._divergence import Rest, answers, information_bits, one_scale
 from legibility.scores._gate import if_learnt, why_unlearnt
 from legibility.scores._material import Material, Need
 from legibility.scores._measure import Reading, Score
@@ -124,26 +124,16 @@ def _by_students(
     return by_student
 
 
-def _rest(rest: Callable[[Tensor], Tensor], activations: Tensor, queries: Queries, every: Tensor) -> Tensor:
+def _rest(rest: Rest, activations: Tensor, queries: Queries, every: Tensor) -> Tensor:
     if queries.logits.shape[:-1] == every.shape:
         return answers(rest, activations, every).view(*every.shape, -1)
     with torch.no_grad():
         return rest(activations)
 
 
-def _rows(material: Material) -> tuple[Tensor, Tensor]:
-    """The layer's positions that count, and which they are."""
-    layer = material.layer
-    assert layer is not None
-    mask = layer.mask
-    if mask is None:
-        mask = torch.ones(layer.activations.shape[:-1], dtype=torch.bool, device=layer.activations.device)
-    return layer.activations, mask
-
-
 def _readable(material: Material) -> Reading:
-    activations, _ = _rows(material)
-    inputs = material.queries.inputs
+    assert material.layer is not None
+    inputs, activations = material.queries.inputs, material.layer.activations
     if not inputs.is_floating_point() or activations.ndim != 2:
         return Reading(math.nan, "units' students read one row of numbers for each example, not tokens or positions")
     keep = material.queries.counted
@@ -165,35 +155,30 @@ def _explained(material: Material) -> Reading:
     if not inputs.is_floating_point() or material.queries.logits.ndim != 2:
         return Reading(math.nan, "needs one answer for each row of numbers: tokens have no neighbourhood")
     ask = call if material.forward is None else material.forward
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
 
     def logits(rows: Tensor) -> Tensor:
         said = ask(model, rows)
         return said - said.mean(-1, keepdim=True)  # softmax doesn't see it
 
-    try:
+    with evaluating(model):
         found = explanation_fidelity(inputs, logits)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return Reading(
-        found.error, found.reason or None, details={"unexplained": found.unexplained, "movement": found.movement}
-    )
+    details = {"unexplained": found.unexplained, "movement": found.movement}
+    return Reading(found.error, found.reason or None, details=details)
 
 
 def _dimension(material: Material) -> Reading:
-    activations, mask = _rows(material)
+    layer = material.layer
+    assert layer is not None
     details = {
-        "effective_rank": effective_rank(activations, mask=mask),
-        "live_units": float(live_units(activations, mask=mask)),
+        "effective_rank": effective_rank(layer.activations, mask=layer.mask),
+        "live_units": float(live_units(layer.activations, mask=layer.mask)),
     }
-    return Reading(participation_ratio(activations, mask=mask), details=details)
+    return Reading(participation_ratio(layer.activations, mask=layer.mask), details=details)
 
 
 def _at_work(material: Material) -> Reading:
-    activations, mask = _rows(material)
-    return Reading(activation_l0(activations, mask=mask))
+    assert material.layer is not None
+    return Reading(activation_l0(material.layer.activations, mask=material.layer.mask))
 
 
 def _crosstalk(material: Material) -> Reading:

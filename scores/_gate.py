@@ -8,12 +8,8 @@ import torch
 from legibility.scores._divergence import LEAST_INFORMATION, information_bits
 from legibility.scores._material import Material
 from legibility.scores._measure import UNLEARNT, Reading
+from legibility.scores.imitation._errors import why_no_better
 from legibility.scores.imitation._queries import Queries
-
-CHANCE = 3.0
-"""Standard deviations of a null within which a difference from it is no difference."""
-
-_SURE = 3.0  # standard errors
 
 
 def why_unlearnt(queries: Queries) -> str | None:
@@ -31,11 +27,7 @@ def why_unlearnt(queries: Queries) -> str | None:
     true = queries.labels[queries.counted.to(queries.labels.device)].to(logits.device)
     accuracy = float((logits.argmax(-1) == true).double().mean())
     commonest = float(torch.bincount(true).max()) / len(true)
-    if accuracy <= commonest + _SURE * math.sqrt(commonest * (1 - commonest) / len(true)):
-        return (
-            f"the model is right in {accuracy:.3f}, the commonest label in {commonest:.3f}: it hasn't learnt the task"
-        )
-    return None
+    return why_no_better(accuracy, commonest, len(true))
 
 
 def if_learnt(take: Callable[[Material], Reading]) -> Callable[[Material], Reading]:

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from legibility.scores._asking import Forward, call
+from legibility.scores._asking import BATCH, Forward, call
 from legibility.scores._divergence import Rest
 from legibility.scores.weights._canonical import canonicalise
 
-_BATCH = 256
 _READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Value = Callable[[Tensor], Tensor]
 
@@ -71,7 +70,8 @@ class Layer:
             the layer. Dimensions of it that `concepts` (or, without, `mask`) doesn't have are flattened into units.
 
         Raises:
-            ValueError: for a name that the model doesn't have or doesn't call.
+            ValueError: for a name that the model doesn't have or doesn't call just once, or whose output isn't
+                floating-point; without a name, for a model that calls no linear or convolutional layer.
         """
         twin = canonicalise(model).model.eval().requires_grad_(False)
         place = _Place(twin, inputs, call if forward is None else forward, name)
@@ -80,7 +80,7 @@ class Layer:
         if concepts is None and mask is not None and said.shape[:2] == mask.shape:
             positions = mask.ndim
         if mask is not None and mask.ndim > positions:
-            mask = mask.flatten(positions).any(-1) if positions == 1 else mask
+            mask = mask.flatten(1).any(-1)
         if mask is not None and mask.ndim < positions:
             mask = mask.unsqueeze(-1).expand(said.shape[:positions])
         return cls(said.flatten(positions), place, concepts, mask, name)
@@ -157,7 +157,7 @@ class _Place:
             return value
 
         with torch.no_grad():
-            for rows in torch.split(self.inputs, _BATCH):
+            for rows in torch.split(self.inputs, BATCH):
                 before = len(said)
                 with self._put(keep):
                     self.forward(self.model, rows)
@@ -174,7 +174,7 @@ class _Place:
         if len(activations) != len(self.inputs):
             raise ValueError(f"`activations` must hold all {len(self.inputs)} examples, got {len(activations)}.")
         found = []
-        for rows, part in zip(torch.split(self.inputs, _BATCH), torch.split(activations, _BATCH), strict=True):
+        for rows, part in zip(torch.split(self.inputs, BATCH), torch.split(activations, BATCH), strict=True):
             changed = part.view(len(part), *self.shape)
             with self._put(lambda real, changed=changed: changed.to(real)):  # type: ignore[misc]
                 found.append(self.forward(self.model, rows))

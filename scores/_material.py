@@ -81,7 +81,9 @@ class Material:
             the material.
 
         Raises:
-            ValueError: for shapes that don't fit, or a layer that the model doesn't have.
+            TypeError: if the model returns nothing that could be logits.
+            ValueError: for shapes that don't fit, inputs by name that aren't clear, a layer that the model doesn't have,
+                or `concepts` or `layer` of a regression.
         """
         if isinstance(inputs, Mapping):
             inputs, padded, by_name = named_inputs(inputs)

@@ -121,7 +121,7 @@ class Measured:
 
     @property
     def doubted_by(self) -> tuple[str, ...]:
-        """Controls that haven't learnt, which has no value here, but would do better: not all of it comes of training."""
+        """Controls that haven't learnt, so have no value, but would do better with one: not all of it comes of training."""
         return self._better({name: each.get(UNLEARNT, math.nan) for name, each in self.control_details.items()})
 
     def _better(self, others: Mapping[str, float]) -> tuple[str, ...]:

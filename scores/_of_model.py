@@ -1,4 +1,4 @@
-"""Metrics that collect tensors batch by batch and measure one model on all of them."""
+"""Metrics of one model: of tensors that are collected batch by batch, or of what is equal on all ranks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
+
+
+def of_first_rank(stacked: Tensor) -> Tensor:
+    """Reduces a state over ranks where all hold the same: what comes of weights."""
+    return stacked[0]
 
 
 class CollectedScore(Metric, ABC):

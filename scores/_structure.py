@@ -2,7 +2,6 @@
 
 import math
 
-from legibility.scores._gate import CHANCE
 from legibility.scores._material import Material, Need
 from legibility.scores._measure import Reading, Score
 from legibility.scores.imitation._tree_path import tree_path_length
@@ -10,6 +9,8 @@ from legibility.scores.weights._canonical import canonicalise
 from legibility.scores.weights._modularity import relative_modularity
 from legibility.scores.weights._sparsity import weight_sparsity
 from legibility.scores.weights._wiring import wiring_cost
+
+_CHANCE = 3.0  # standard deviations of a null within which a difference from it is no difference
 
 
 def structure_scores() -> list[Score]:
@@ -33,7 +34,7 @@ def structure_scores() -> list[Score]:
         assert material.model is not None
         found = relative_modularity(material.model, nulls=5)
         details = {"q": found.q, "null": found.q_null, "null_spread": found.q_null_spread}
-        if found.q <= found.q_null + CHANCE * found.q_null_spread:
+        if found.q <= found.q_null + _CHANCE * found.q_null_spread:
             why = f"no more clustered than with its weights shuffled: {_beside(found.q, found.q_null, found.q_null_spread)}"
             return Reading(math.nan, why, details=details | {"value": found.value})
         return Reading(found.value, found.reason, details=details)
@@ -42,7 +43,7 @@ def structure_scores() -> list[Score]:
         assert material.model is not None
         found = wiring_cost(material.model)
         details = {"cost": found.cost, "null": found.null, "null_spread": found.null_spread}
-        if found.cost >= found.null - CHANCE * found.null_spread:
+        if found.cost >= found.null - _CHANCE * found.null_spread:
             why = f"no shorter than with its weights shuffled: {_beside(found.cost, found.null, found.null_spread)}"
             return Reading(math.nan, why, details=details | {"value": found.value})
         return Reading(found.value, found.reason, details=details)

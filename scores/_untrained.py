@@ -1,5 +1,6 @@
 """The same architecture with freshly drawn weights: what a score is worth that needs no training."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,8 +49,8 @@ def untrained(primary: nn.Module, seed: int = 0) -> Iterator[int]:
                         reset()
             inside: set[nn.Module] = set()
             for owner in primary.modules():
-                if callable(getattr(owner, "_init_weights", None)) and owner not in inside:
-                    covered |= _drawn_by(owner)
+                if _has_rule(owner) and owner not in inside:
+                    covered |= _drawn_by(owner, covered)
                     inside |= set(owner.modules())
             left = [parameter for parameter in primary.parameters() if id(parameter) not in covered]
             for parameter in left:
@@ -64,12 +65,26 @@ def untrained(primary: nn.Module, seed: int = 0) -> Iterator[int]:
                 tensor.copy_(before)
 
 
-def _drawn_by(owner: nn.Module) -> set[int]:
-    """Draws by the rule of a model of Hugging Face; the parameters that it covers."""
+def _has_rule(owner: nn.Module) -> bool:
+    """Whether it draws one module at a time; others have a method of that name without arguments."""
+    rule = getattr(owner, "_init_weights", None)
+    if not callable(rule):
+        return False
+    try:
+        inspect.signature(rule).bind(owner)
+    except TypeError:
+        return False
+    return True
+
+
+def _drawn_by(owner: nn.Module, covered: set[int]) -> set[int]:
+    """Draws by the rule of a model of Hugging Face; the parameters that it covers beyond those that are."""
     # The rule passes by what carries this mark: what is loaded or drawn already.
     mark = "_is_hf_initialized"
     marked = [each for each in (*owner.modules(), *owner.parameters(), *owner.buffers()) if getattr(each, mark, False)]
-    before = {id(parameter): parameter.detach().clone() for parameter in owner.parameters()}
+    left = {each: each.detach().clone() for each in owner.parameters() if id(each) not in covered}
+    for parameter in left:  # a gain of 1 that is drawn as 1 again is drawn too
+        parameter.add_(1)
     for each in marked:
         setattr(each, mark, False)
     try:
@@ -77,4 +92,10 @@ def _drawn_by(owner: nn.Module) -> set[int]:
     finally:
         for each in marked:
             setattr(each, mark, True)
-    return {id(each) for each in owner.parameters() if not torch.equal(each, before[id(each)])}
+    drawn = set()
+    for parameter, before in left.items():
+        if torch.equal(parameter, before + 1):
+            parameter.copy_(before)
+        else:
+            drawn.add(id(parameter))
+    return drawn

@@ -63,17 +63,13 @@ class Case:
     direction: bool | None = None
 
 
-def family(name: str) -> Callable[[], dict[str, float]]:
-    """What one family gives, by the metric's names."""
-
-    def whole() -> dict[str, float]:
-        queries = Queries(INPUTS, LOGITS, LABELS, taps={"tap": INPUTS[:, :2]})
-        twin = scores.held_out_twin(queries, [LinearStudent()], passes=1)
-        found = scores.held_out_imitation(queries, [LinearStudent()], twin=twin, passes=1)[name]
-        values = {f"{name}/{key}": float(getattr(found, key)) for key in ("kl", "saving", "adjusted_saving", "surplus")}
-        return values | {f"{name}/fvu/tap": found.fvu["tap"], f"{name}/cka/tap": found.cka["tap"]}
-
-    return whole
+def imitation() -> dict[str, float]:
+    """Of one family."""
+    queries = Queries(INPUTS, LOGITS, LABELS, taps={"tap": INPUTS[:, :2]})
+    twin = scores.held_out_twin(queries, [LinearStudent()], passes=1)
+    found = scores.held_out_imitation(queries, [LinearStudent()], twin=twin, passes=1)["linear"]
+    values = {f"linear/{key}": float(getattr(found, key)) for key in ("kl", "saving", "adjusted_saving", "surplus")}
+    return values | {"linear/fvu/tap": found.fvu["tap"], "linear/cka/tap": found.cka["tap"]}
 
 
 def errors() -> dict[str, float]:
@@ -108,7 +104,7 @@ CASES = {
         lambda: scores.HeldOutImitation([LinearStudent()], taps=["tap"], passes=1),
         {"inputs": INPUTS, "logits": LOGITS, "labels": LABELS, "taps": {"tap": INPUTS[:, :2]}},
         scores.held_out_imitation,
-        family("linear"),
+        imitation,
     ),
     "ErrorAgreement": Case(
         lambda: scores.ErrorAgreement(3),

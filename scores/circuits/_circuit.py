@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from legibility.scores._asking import call
-from legibility.scores.circuits._masked import Forward, Granularity, MaskedModel
+from legibility.scores._asking import Forward, call
+from legibility.scores.circuits._masked import Granularity, MaskedModel
 from legibility.scores.circuits._rankings import by_activation, by_gradient, learned
 from legibility.scores.weights._canonical import canonicalise
 

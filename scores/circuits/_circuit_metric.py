@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from legibility.scores._asking import Forward
 from legibility.scores._of_model import CollectedScore
 from legibility.scores.circuits._circuit import Circuit, faithful_circuit
-from legibility.scores.circuits._masked import Forward, Granularity
+from legibility.scores.circuits._masked import Granularity
 
 _VALUES = ("size_90", "size_99", "learned_90", "learned_99", "area", "count_90", "count_99", "stability", "divergence")
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from legibility.scores._asking import Forward
 from legibility.scores._divergence import one_scale
 
 Granularity = Literal["edges", "nodes"]
-Forward = Callable[[nn.Module, Tensor], Tensor]
 Masks = Mapping[str, Tensor]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -199,10 +199,16 @@ def _interval(
 def _why_not(errors: int, accuracy: float, commonest: float, said: int, total: float, value: float) -> str | None:
     if said < 2:
         return "the primary is constant: it always says the same"
-    if accuracy <= commonest + _SURE * math.sqrt(commonest * (1 - commonest) / total):
-        return (
-            f"the primary is right in {accuracy:.3f}, the commonest label in {commonest:.3f}: it hasn't learnt the task"
-        )
+    unlearnt = why_no_better(accuracy, commonest, total)
+    if unlearnt is not None:
+        return unlearnt
     if errors < LEAST_ERRORS:
         return f"the primary made {errors} errors, {LEAST_ERRORS} are needed: ask more, or harder, queries"
     return "the twin makes all of the primary's errors" if math.isnan(value) else None
+
+
+def why_no_better(accuracy: float, commonest: float, total: float) -> str | None:
+    """Why a model isn't surely (3 standard errors) right more often than whoever always says the commonest label."""
+    if accuracy > commonest + _SURE * math.sqrt(commonest * (1 - commonest) / total):
+        return None
+    return f"the model is right in {accuracy:.3f}, the commonest label in {commonest:.3f}: it hasn't learnt the task"

@@ -6,13 +6,13 @@ from dataclasses import asdict
 
 import torch
 
-from legibility.scores.imitation._decisions import no_decisions, steps_of_decisions
+from legibility.scores.imitation._decisions import imitate_decisions, no_decisions, steps_of_decisions
 from legibility.scores.imitation._distribution import Distribution
 from legibility.scores.imitation._estimators import Estimator
 from legibility.scores.imitation._families import Family, Training, block_edges, family_names, steps_of
 from legibility.scores.imitation._family_imitation import FamilyImitation
 from legibility.scores.imitation._queries import Queries
-from legibility.scores.imitation._work import Progress, Work, decided_by, imitated
+from legibility.scores.imitation._work import Progress, Work, imitated
 
 CONSTANT_BELOW = 1e-3
 """A primary whose `KL(p || marginal)` is below this, in nats, counts as constant."""
@@ -208,11 +208,11 @@ def held_out_twin(
     work = Work(queries, labels, students, edges, training, jobs, progress)
     steps = steps_of_decisions(edges, training)
     work.total = work.networks * steps + work.fits(shares=False)
-    refitted, trained = work.refit(shares=False), work.train(names, decided_by, steps)
+    refitted, trained = work.refit(shares=False), work.train(names, imitate_decisions, steps)
     savings = {}
     for name, student in zip(names, students, strict=True):
         if not isinstance(student, Estimator):
-            savings[name] = next(trained)
+            savings[name] = next(trained).saving
         else:
             savings[name] = math.nan if work.unread is not None else next(refitted)[0].saving
     return savings

@@ -43,12 +43,12 @@ def _with_threads(threads: int, work: Callable[..., Result], arguments: tuple[An
     return work(*arguments)
 
 
-def checked_jobs(jobs: int | None) -> int:
-    """How many networks are fitted at a time.
+def networks_at_a_time(jobs: int | None, device: torch.device) -> int:
+    """How many networks are fitted at a time: `jobs` on the CPU, else one, for processes don't share a GPU's tensors.
 
     Raises:
         ValueError: for fewer than 1.
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"`jobs` must be at least 1, got {jobs}.")
-    return 1 if jobs is None else jobs
+    return 1 if jobs is None or device.type != "cpu" else jobs

@@ -9,7 +9,7 @@ from torch.nn import functional
 from legibility.scores.imitation._errors import ErrorPredictability, error_agreement
 from legibility.scores.imitation._estimators import Estimator
 from legibility.scores.imitation._families import Family, Imitator, Training, family_names, isolated
-from legibility.scores.imitation._processes import checked_jobs, in_processes
+from legibility.scores.imitation._processes import in_processes, networks_at_a_time
 from legibility.scores.imitation._queries import Queries
 from legibility.scores.imitation._refitted import fitted_logits, standardised, why_unread
 from legibility.students import Prediction, read_signature
@@ -76,9 +76,8 @@ def error_predictability(
             raise ValueError(f"`{name}.labels` must be the true labels, got None: errors are against them.")
     training = Training(passes, batch_size, learning_rate, width, seed)
     tests = _halves(queries) if shifted is None else [_joined(queries, shifted)]
-    at_a_time = checked_jobs(jobs) if queries.inputs.device.type == "cpu" else 1
     fits = [(test, seen, family, training) for family in families for test, seen in tests]
-    told = in_processes(_asked, fits, at_a_time)
+    told = in_processes(_asked, fits, networks_at_a_time(jobs, queries.inputs.device))
     found = {}
     for name in family_names(families):
         parts = [next(told) for _ in tests]

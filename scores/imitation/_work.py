@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from legibility.scores.imitation._decisions import Decisions, imitate_decisions
 from legibility.scores.imitation._distribution import Distribution, imitate_distribution
 from legibility.scores.imitation._estimators import Estimator
 from legibility.scores.imitation._families import Family, Training, isolated
-from legibility.scores.imitation._processes import checked_jobs, in_processes
+from legibility.scores.imitation._processes import in_processes, networks_at_a_time
 from legibility.scores.imitation._queries import Queries
 from legibility.scores.imitation._refitted import fits_of, refit, why_unread
 from legibility.students import Student
@@ -25,27 +25,22 @@ def imitated(
     student: Student,
     edges: list[int],
     training: Training,
-    advance: Callable[[], None] = lambda: None,
+    advance: Callable[[], None],
 ) -> tuple[Decisions, Distribution, float]:
     """What one network learnt, and the seconds that took."""
     started = time.perf_counter()
-    with isolated(queries.inputs.device):
-        decisions = imitate_decisions(queries, labels, student, edges, training, advance)
-        distribution = imitate_distribution(queries, student, edges[-2], training, advance)
+    decisions = imitate_decisions(queries, labels, student, edges, training, advance)
+    distribution = imitate_distribution(queries, student, edges[-2], training, advance)
     return decisions, distribution, time.perf_counter() - started
 
 
-def decided_by(
-    queries: Queries,
-    labels: Tensor,
-    student: Student,
-    edges: list[int],
-    training: Training,
-    advance: Callable[[], None] = lambda: None,
-) -> float:
-    """What one network saves."""
+def _alone(work: Callable[..., Result], queries: Queries, *arguments: Any) -> Result:
     with isolated(queries.inputs.device):
-        return imitate_decisions(queries, labels, student, edges, training, advance).saving
+        return work(queries, *arguments)
+
+
+def _unreported() -> None:
+    """Another process can't report its steps to this one."""
 
 
 class Work:
@@ -63,7 +58,7 @@ class Work:
     ) -> None:
         self.queries, self.labels, self.edges, self.jobs, self.training = queries, labels, edges, jobs, training
         self.students = students
-        self.at_a_time = checked_jobs(jobs) if queries.inputs.device.type == "cpu" else 1
+        self.at_a_time = networks_at_a_time(jobs, queries.inputs.device)
         self.estimators = [student for student in students if isinstance(student, Estimator)]
         self.networks = len(students) - len(self.estimators)
         self.unread: str | None = why_unread(queries) if self.estimators else None
@@ -86,7 +81,7 @@ class Work:
         return iter(results)
 
     def train(self, names: Sequence[str], work: Callable[..., Result], steps: int) -> Iterator[Result]:
-        """What `work` makes of each network, in order."""
+        """What `work` makes of each network, in order, each in a random state of its own."""
         given = [
             (name, (self.queries, self.labels, student, self.edges, self.training))
             for name, student in zip(names, self.students, strict=True)
@@ -95,9 +90,10 @@ class Work:
         if self.at_a_time == 1:
             for name, arguments in given:
                 self.name = name
-                yield work(*arguments, self.advance)
+                yield _alone(work, *arguments, self.advance)
             return
-        results = in_processes(work, [arguments for _, arguments in given], self.at_a_time)
+        fits = [(work, *arguments, _unreported) for _, arguments in given]
+        results = in_processes(_alone, fits, self.at_a_time)
         for (name, _), result in zip(given, results, strict=True):
             self.name = name
             self.advance(steps)

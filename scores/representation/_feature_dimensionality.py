@@ -1,6 +1,5 @@
 """How much of a dimension each feature has for itself, when a layer holds more features than units."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from legibility.scores._inputs import check_floating
+from legibility.scores._of_model import of_first_rank
 
 REPRESENTED = 0.1
 """A feature counts as represented if its vector is longer than this share of the longest."""
@@ -61,10 +61,6 @@ def feature_dimensionality(weight: Float[Tensor, "features units"]) -> Float[Ten
     return torch.where(norms > 0, norms.square() / torch.where(norms > 0, overlaps, 1.0), 0.0)
 
 
-def _of_first_rank(stacked: Tensor) -> Tensor:
-    return stacked[0]
-
-
 class FeatureDimensionality(Metric):
     """Mean `feature_dimensionality` of the represented features of one or more matrices (its card is there).
 
@@ -96,9 +92,8 @@ class FeatureDimensionality(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        reduce: Callable[[Tensor], Tensor] = _of_first_rank
         # Of represented features: sum, count; of random ones: sum, count; features.
-        self.add_state("sums", torch.zeros(5, dtype=torch.float64), dist_reduce_fx=reduce)
+        self.add_state("sums", torch.zeros(5, dtype=torch.float64), dist_reduce_fx=of_first_rank)
 
     def update(self, weight: Tensor) -> None:
         """Add a matrix with a row for each feature."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from legibility.scores._asking import call
+from legibility.scores._asking import Forward, call
 from legibility.scores.imitation._temperature import match_temperature
 from legibility.scores.weights._canonical import Canonical, canonicalise
 
@@ -23,8 +23,6 @@ _CLOSE = 1.02  # shares are searched to within this factor
 _COARSE, _POINTS = 1.5, 14  # where the search starts: more weights aren't always better, for small ones round badly
 _LEAST_EXAMPLES = 32
 _SURE = 3.0
-
-Forward = Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from legibility.scores._asking import Forward
 from legibility.scores._of_model import CollectedScore
-from legibility.scores.weights._compressed import Forward, compressed_size
+from legibility.scores.weights._compressed import compressed_size
 
 
 class CompressedSizeOfModel(CollectedScore):

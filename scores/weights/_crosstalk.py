@@ -1,5 +1,6 @@
 """Active-path cross-talk: do the paths that an input takes through the units lead to one output, or to all of them?"""
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from legibility.scores._asking import Forward, call
+from legibility.scores._asking import BATCH, Forward, call
 from legibility.scores._of_model import CollectedScore
 from legibility.scores.weights._canonical import Canonical, canonicalise
-from legibility.scores.weights._graph import Layers, layered_weights
-
-_BATCH = 256
+from legibility.scores.weights._graph import Layers, named_runs
 
 
 @dataclass(frozen=True)
@@ -89,14 +88,15 @@ def path_crosstalk(
     Source: of this project; paths as in Neyshabur et al., "Path-SGD", 2015.
     """
     found = canonicalise(model)
-    runs = layered_weights(found)
+    runs = named_runs(found)
     if not runs or len(runs[0]) < 2:
         return PathCrosstalk(reason="no two layers follow one another with nothing else in between")
-    layers = max(runs, key=lambda run: sum(weight.numel() for weight in run))
+    run = max(runs, key=lambda each: sum(weight.numel() for weight in each.values()))
+    layers = list(run.values())
     outputs = len(layers[-1])
     if outputs < 2:
         return PathCrosstalk(reason="there is one output: no other to talk to")
-    shares = _activity(found, layers, inputs, call if forward is None else forward)
+    shares = _activity(found, run, inputs, call if forward is None else forward)
     crosstalk = _crosstalk(layers, shares)
     if math.isnan(crosstalk):
         return PathCrosstalk(reason="no path leads from an input to an output")
@@ -135,10 +135,10 @@ def _crosstalk(layers: Layers, shares: list[Tensor]) -> float:
 
 
 @torch.no_grad()
-def _activity(found: Canonical, layers: Layers, inputs: Tensor, ask: Forward) -> list[Tensor]:
+def _activity(found: Canonical, run: Mapping[str, Tensor], inputs: Tensor, ask: Forward) -> list[Tensor]:
     """Share of the inputs at which each inner unit of the run isn't zero, by layer."""
     modules = dict(found.model.named_modules())
-    names = _names_of(found, layers)
+    names = list(run)
     counts: dict[str, Tensor] = {}
     totals: dict[str, int] = {}
 
@@ -153,33 +153,19 @@ def _activity(found: Canonical, layers: Layers, inputs: Tensor, ask: Forward) ->
 
     handles = [modules[name].register_forward_pre_hook(look(name)) for name in names[1:]]
     try:
-        for rows in torch.split(inputs, _BATCH):
+        for rows in torch.split(inputs, BATCH):
             ask(found.model, rows)
     finally:
         for handle in handles:
             handle.remove()
     shares = []
-    for before, name, weight in zip(names[:-1], names[1:], layers[1:], strict=True):
+    for before, name in itertools.pairwise(names):
         read, units = modules[name].get_parameter("weight"), len(modules[before].get_parameter("weight"))
-        used = (
-            (read != 0).transpose(0, 1).flatten(1).any(1).view(units, -1).any(1)
-        )  # a flattened channel has many places
+        # A flattened channel has many places.
+        used = (read != 0).transpose(0, 1).flatten(1).any(1).view(units, -1).any(1)
         share = counts[name].view(units, -1).mean(1) / totals[name]
-        shares.append((share[used] if int(used.sum()) == weight.shape[1] else share).cpu())
+        shares.append((share[used] if int(used.sum()) == run[name].shape[1] else share).cpu())
     return shares
-
-
-def _names_of(found: Canonical, layers: Layers) -> list[str]:
-    """Names of the layers of a run."""
-    after = dict(found.joined)
-    for start in after:
-        names = [start]
-        while names[-1] in after:
-            names.append(after[names[-1]])
-        sizes = [len(found.weights[f"{name}.weight"]) for name in names]
-        if start not in after.values() and sizes == [len(weight) for weight in layers]:
-            return names
-    raise AssertionError("a run comes from the joined layers")
 
 
 class CrosstalkOfPaths(CollectedScore):

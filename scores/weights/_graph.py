@@ -22,6 +22,11 @@ def layered_weights(model: nn.Module | Canonical) -> list[Layers]:
         the runs, in the model's order.
     """
     found = model if isinstance(model, Canonical) else canonicalise(model)
+    return [list(run.values()) for run in named_runs(found)]
+
+
+def named_runs(found: Canonical) -> list[dict[str, Tensor]]:
+    """The runs of `layered_weights`, each layer by its name, from the inputs on."""
     sizes = {
         name.removesuffix(".weight"): weight.abs() if weight.ndim == 2 else weight.flatten(2).square().sum(-1).sqrt()
         for name, weight in found.weights.items()
@@ -32,15 +37,15 @@ def layered_weights(model: nn.Module | Canonical) -> list[Layers]:
     for first, start in sizes.items():
         if first in after.values():
             continue
-        run, name = [start], first
+        run, name = {first: start}, first
         while name in after:
-            units = len(run[-1])
+            units = len(run[name])
             name = after[name]
             weight = sizes[name]
-            run.append(weight.view(len(weight), units, -1).square().sum(-1).sqrt())
+            run[name] = weight.view(len(weight), units, -1).square().sum(-1).sqrt()
         runs.append(run)
     longer = [run for run in runs if len(run) > 1]
-    return [[_without_rounding(weight) for weight in run] for run in longer or runs]
+    return [{name: _without_rounding(weight) for name, weight in run.items()} for run in longer or runs]
 
 
 def _without_rounding(weight: Tensor) -> Tensor:

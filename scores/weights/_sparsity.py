@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from legibility.scores._inputs import check_floating
+from legibility.scores._of_model import of_first_rank
 from legibility.scores.weights._spread import hoyer
 
 ACTIVE = 1e-2
@@ -169,10 +170,6 @@ def _compute(sums: Tensor) -> SparsityOfWeights:
     )
 
 
-def _of_first_rank(stacked: Tensor) -> Tensor:
-    return stacked[0]
-
-
 class WeightSparsity(Metric):
     """`weight_sparsity` as a metric: `update(named_weights)` may be called once per part of the model.
 
@@ -200,7 +197,7 @@ class WeightSparsity(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(9, dtype=torch.float64), dist_reduce_fx=_of_first_rank)
+        self.add_state("sums", torch.zeros(9, dtype=torch.float64), dist_reduce_fx=of_first_rank)
 
     def update(self, named_weights: Iterable[tuple[str, Tensor]]) -> None:
         """Add some of the model's weights, as pairs of name and tensor."""

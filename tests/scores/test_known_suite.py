@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from legibility.scores import (
+    UNLEARNT,
     Estimator,
     ForestEstimator,
     KernelEstimator,
@@ -41,7 +42,6 @@ from legibility.scores import (
     used_given_encoded,
     weight_sparsity,
 )
-from legibility.scores._measure import UNLEARNT
 from legibility.students import LinearStudent, MLPStudent, Student
 
 pytest.importorskip("sklearn")

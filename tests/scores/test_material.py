@@ -174,6 +174,42 @@ def test_random_init_draws_by_the_models_own_rule(language: Any) -> None:
     assert isinstance(control, Material) and control.layer is not None
 
 
+def test_a_gain_that_the_rule_sets_to_what_it_was_is_drawn() -> None:
+    class Norm(nn.Module):  # as Llama's: no `reset_parameters`
+        def __init__(self, gain: float) -> None:
+            super().__init__()
+            self.weight, self.other = nn.Parameter(torch.full((8,), gain)), nn.Parameter(torch.full((8,), gain))
+
+    class Owner(nn.Module):
+        def __init__(self, gain: float) -> None:
+            super().__init__()
+            self.norm = Norm(gain)
+
+        def _init_weights(self, module: nn.Module) -> None:
+            if isinstance(module, Norm):
+                nn.init.ones_(module.weight)
+
+    for gain in (1.0, 3.0):
+        model = Owner(gain)
+        with untrained(model) as uncovered:
+            assert uncovered == 1  # `other`, of its own RMS
+            assert bool((model.norm.weight == 1).all()) and len(set(model.norm.other.tolist())) == 8
+            assert 0.2 * gain < model.norm.other.square().mean().sqrt().item() < 2 * gain
+        assert bool((model.norm.weight == gain).all()) and bool((model.norm.other == gain).all())
+
+
+def test_a_rule_without_arguments_is_not_asked() -> None:
+    class Own(nn.Linear):
+        def _init_weights(self) -> None:
+            nn.init.zeros_(self.weight)
+
+    model = Own(3, 2)
+    before = model.weight.detach().clone()
+    with untrained(model) as uncovered:
+        assert uncovered == 0 and not torch.equal(model.weight, before) and bool(model.weight.any())
+    assert torch.equal(model.weight, before)
+
+
 def test_what_comes_by_name_must_be_clear(language: Any) -> None:
     given, _ = sentences()
     with pytest.raises(ValueError, match="`inputs` by name must be one tensor, or token ids with `attention_mask`"):

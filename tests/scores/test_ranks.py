@@ -1,4 +1,3 @@
-import inspect
 import json
 import math
 import os
@@ -7,20 +6,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from torchmetrics import Metric
-
-from legibility import scores
-
-HERE = Path(__file__).parent
+from metric_cases import CASES
 
 
-def scores_on(ranks: int, folder: Path, program: str) -> dict[str, float]:
+def scores_on(ranks: int, folder: Path) -> dict[str, float]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     if sys.platform == "darwin":
         environment["GLOO_SOCKET_IFNAME"] = "lo0"
     processes = [
         subprocess.Popen(
-            [sys.executable, str(HERE / program), str(rank), str(ranks), str(folder / f"meeting{ranks}")],
+            [
+                sys.executable,
+                str(Path(__file__).with_name("metrics_on_ranks.py")),
+                str(rank),
+                str(ranks),
+                str(folder / f"meeting{ranks}"),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -43,13 +44,11 @@ def scores_on(ranks: int, folder: Path, program: str) -> dict[str, float]:
 def test_two_ranks_equal_one_process_for_every_metric(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("networkx")
-    one, two = (scores_on(ranks, tmp_path, "metrics_on_ranks.py") for ranks in (1, 2))
+    one, two = (scores_on(ranks, tmp_path) for ranks in (1, 2))
     assert set(one) == set(two)
-    public = ((name, getattr(scores, name)) for name in scores.__all__)
-    metrics = {name for name, each in public if inspect.isclass(each) and issubclass(each, Metric)}
-    assert {name.partition(":")[0] for name in one} == metrics
+    assert {name.partition(":")[0] for name in one} == set(CASES)
     for name, value in one.items():
         assert two[name] == pytest.approx(value, rel=1e-9, abs=1e-9, nan_ok=True), name
-    assert all(any(math.isfinite(v) for k, v in one.items() if k.startswith(f"{name}:")) for name in metrics)
+    assert all(any(math.isfinite(v) for k, v in one.items() if k.startswith(f"{name}:")) for name in CASES)
     assert 0 < one["UsedGivenEncoded:score"] < 1 and 0 < one["GatedDisentanglement:score"] < 1
     assert one["LensGap:gap"] > 0 and 0 < one["WeightSparsity:zeros"] < 1

@@ -277,3 +277,20 @@ def test_crosstalk_of_rescaled_dropped_and_flattened_units() -> None:
         net[5].weight.zero_()
     assert math.isnan(path_crosstalk(net, images).value) and path_crosstalk(net, images).reason
     assert path_crosstalk(nn.Linear(4, 3), images[:, 0, 0]).reason.startswith("no two layers follow")
+
+
+def test_crosstalk_looks_at_the_units_of_its_own_run() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small, self.large = mlp(2, 4, 4), mlp(4, 4, 4)  # as many units, fewer inputs
+
+        def forward(self, rows: Tensor) -> Any:
+            return self.small(rows[:, :2]) + self.large(rows)
+
+    inputs, model = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)), Branches()
+    with torch.no_grad():
+        model.small[0].bias.add_(9.0)  # always at work
+    both, alone = path_crosstalk(model, inputs), path_crosstalk(model.large, inputs)
+    assert alone.unit_activity < 0.9
+    assert both == alone
