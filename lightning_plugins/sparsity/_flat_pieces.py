@@ -77,9 +77,10 @@ def cuts(root: nn.Module) -> dict[int, Cut]:
     found: dict[int, Cut] = {}
     meshes: dict[Any, DeviceMesh] = {}
     for handle in _handles(root):
-        flat, group = handle.flat_param, handle.process_group
+        flat = handle.flat_param
         if flat._params is None:
             continue
+        group = handle.process_group
         if group not in meshes:
             meshes[group] = DeviceMesh.from_group(group, handle.device.type)
         # torch 2.5 lays all of them out row by row.
@@ -104,6 +105,16 @@ def why_not(root: nn.Module) -> str | None:
         if handle._offload_params:
             return f"weights under FSDPStrategy (FSDP1) with `cpu_offload` can't be counted. {_INSTEAD}."
     return None
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """A tool that takes weights as they stand needs whole ones.
+
+    Raises:
+        ValueError: Weights are sharded, by FSDP2 or FSDP1.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()) or next(_handles(model), None):
+        raise ValueError("`model` has sharded weights: load a full state dict into an unsharded copy first.")
 
 
 def _handles(root: nn.Module) -> Iterator[Any]:

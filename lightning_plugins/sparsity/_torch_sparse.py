@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from legibility.lightning_plugins.sparsity._flat_pieces import refuse_sharded
+
 
 class SparseLinear(nn.Module):
     """A linear layer for evaluation whose weight is a compressed sparse row (CSR) tensor.
@@ -86,7 +88,7 @@ def to_torch_sparse(model: nn.Module, layout: Literal["csr", "2:4"] = "csr", lea
         least: Share of zeros below which a layer stays dense; of no account to "2:4".
 
     Raises:
-        ValueError: An unknown layout, ``least`` outside of [0, 1], or sharded weights (a DTensor).
+        ValueError: An unknown layout, ``least`` outside of [0, 1], or sharded weights.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -101,8 +103,7 @@ def to_torch_sparse(model: nn.Module, layout: Literal["csr", "2:4"] = "csr", lea
         raise ValueError(f'`layout` must be "csr" or "2:4", got {layout!r}.')
     if not 0 <= least <= 1:
         raise ValueError(f"`least` is a share from 0 to 1, got {least}.")
-    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
-        raise ValueError("`model` has sharded weights (DTensor): load a full state dict into an unsharded copy first.")
+    refuse_sharded(model)
     found = HandedOver(copy.deepcopy(model), {}, {})
     holder = nn.ModuleDict({"model": found.model})  # so that a model that is one layer has an owner too
     for owner in list(holder.modules()):

@@ -10,7 +10,14 @@ from flat_groups import main
 from launch import two
 from torch import nn
 
-from legibility.lightning_plugins import L1Sparsity
+from legibility.lightning_plugins import (
+    GroupSparsity,
+    L1Sparsity,
+    TopKSparsity,
+    WiringCost,
+    remove_dead_neurons,
+    to_torch_sparse,
+)
 from legibility.lightning_plugins.sparsity import _weight_step
 
 PROGRAM = Path(__file__).parents[2] / "flat_groups.py"
@@ -43,3 +50,35 @@ def test_an_embedding_in_pieces_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ValueError, match=r"`targets`: words\.weight, an embedding, needs rows, and FSDPStrategy"):
         L1Sparsity(1.0, targets="words.weight")._install(trainer, model)
     L1Sparsity(1.0)._install(trainer, model)
+
+
+class FullyShardedDataParallel(nn.Module):
+    """What is seen of FSDP1 with `use_orig_params=False`: a vector, and no weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.ones(12))
+        self._handle = SimpleNamespace(uses_sharded_strategy=True, flat_param=SimpleNamespace(_params=None))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda strength: L1Sparsity(strength, targets="net.*"),
+        lambda strength: TopKSparsity(strength / 2),
+        lambda strength: GroupSparsity(strength, "neurons"),
+        WiringCost,
+    ],
+)
+def test_where_weights_have_no_names_only_strength_zero_goes(make: Any) -> None:
+    model: Any = FullyShardedDataParallel()
+    trainer: Any = SimpleNamespace(model=model)
+    make(0.0)._install(trainer, model)
+    with pytest.raises(ValueError, match="`targets`: FSDPStrategy .* with `use_orig_params=False` has one vector"):
+        make(1.0)._install(trainer, model)
+
+
+@pytest.mark.parametrize("tool", [remove_dead_neurons, to_torch_sparse])
+def test_tools_for_whole_weights_refuse_pieces(tool: Any) -> None:
+    with pytest.raises(ValueError, match="`model` has sharded weights: load a full state dict"):
+        tool(nn.Sequential(FullyShardedDataParallel()))
