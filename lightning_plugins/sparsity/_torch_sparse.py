@@ -106,11 +106,14 @@ def to_torch_sparse(model: nn.Module, layout: Literal["csr", "2:4"] = "csr", lea
     refuse_sharded(model)
     found = HandedOver(copy.deepcopy(model), {}, {})
     holder = nn.ModuleDict({"model": found.model})  # so that a model that is one layer has an owner too
-    for owner in list(holder.modules()):
-        for name, layer in list(owner.named_children()):
+    done: dict[nn.Module, nn.Module] = {}  # a layer may hang in several places
+    for place, owner in list(holder.named_modules()):
+        for name, layer in list(owner._modules.items()):
             if isinstance(layer, nn.Linear):
-                path = next(p for p, m in holder.named_modules(remove_duplicate=False) if m is layer)
-                _hand_over(owner, name, layer, path.removeprefix("model.").replace("model", ""), layout, least, found)
+                if layer not in done:
+                    path = f"{place}.{name}".removeprefix(".").removeprefix("model").removeprefix(".")
+                    done[layer] = _handed_over(owner, layer, path, layout, least, found)
+                setattr(owner, name, done[layer])
     for module in found.model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # the fast path reads weights without calling their layers
@@ -119,22 +122,22 @@ def to_torch_sparse(model: nn.Module, layout: Literal["csr", "2:4"] = "csr", lea
     return found._replace(model=holder["model"])
 
 
-def _hand_over(
-    owner: nn.Module, name: str, layer: nn.Linear, path: str, layout: str, least: float, found: HandedOver
-) -> None:
+def _handed_over(
+    owner: nn.Module, layer: nn.Linear, path: str, layout: str, least: float, found: HandedOver
+) -> nn.Module:
     zeros = int((layer.weight == 0).sum()) / max(1, layer.weight.numel())
     reason = _why_not(owner, layer) or (_not_2_to_4(layer.weight) if layout == "2:4" else None)
     if reason is None and layout == "csr" and zeros < least:
         reason = f"has {100 * zeros:.0f} % zeros"
     if reason is not None:
         found.left[path] = reason
-        return
+        return layer
+    found.taken[path] = zeros
     if layout == "2:4":
         weight = torch.sparse.to_sparse_semi_structured(layer.weight.detach().contiguous())
         layer.weight = nn.Parameter(weight, requires_grad=False)
-    else:
-        setattr(owner, name, SparseLinear(layer.weight, layer.bias))
-    found.taken[path] = zeros
+        return layer
+    return SparseLinear(layer.weight, layer.bias)
 
 
 def _why_not(owner: nn.Module, layer: nn.Linear) -> str | None:
