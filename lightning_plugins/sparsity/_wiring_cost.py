@@ -66,6 +66,8 @@ class WiringCost(PenaltyStep):
     connection, weighted by size; .33 where size and place have nothing to do with each other) and, with a goal,
     ``legibility/wiring/factor``.
 
+    Sharded weights (FSDP2, FSDP1) pay the prices of whole ones; :meth:`arrange` needs them whole.
+
     Example:
         >>> from pytorch_lightning import Trainer
         >>> callback = WiringCost(20.0)
