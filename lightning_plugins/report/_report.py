@@ -20,7 +20,7 @@ from legibility.lightning_plugins.report._measurement import Extent, Measurement
 from legibility.lightning_plugins.report._page_files import write_page
 from legibility.lightning_plugins.report._query_keeper import QueryKeeper
 from legibility.lightning_plugins.report._run_record import plain_hparams, plugins_of, record_path, run_record, terms_of
-from legibility.lightning_plugins.report._shards import in_step
+from legibility.lightning_plugins.report._shards import agreed, in_step
 from legibility.lightning_plugins.report._telling import cost_in_words, say, telling
 from legibility.lightning_plugins.report._wandb import announce_run, publish_record
 from legibility.lightning_plugins.report.choice._budget import Budget, Spent
@@ -47,9 +47,11 @@ class InterpretabilityReport(LegibilityCallback):
       flattened one: imitation by trees, neighbours and kernels, error predictability, circuits, compressed size, weight
       structure, dimension, lenses, feed-forward values, and with ``concepts`` what units say of them.
 
-    The held-out students come first and are never cut short: in a short fit they alone can take longer than the budget,
-    15 % of the fit's time. The rest is announced with estimates and taken cheapest first as long as the whole stays within
-    it (2 % where the students used it up). What did not fit in says so; ``budget_seconds=inf`` (YAML ``.inf``) takes all.
+    All of it keeps to the budget, 15 % of the fit's time. The held-out students come first, whole or not at all: their
+    protocol is never cut short, so that runs can be compared, and in a fit of seconds there is no time for it. The rest is
+    announced with estimates and taken cheapest first. What did not fit in says so; ``budget_seconds=inf`` (YAML ``.inf``)
+    takes all. Students that you name in ``held_out`` are fitted whatever that takes (the rest then has 2 % if they used the
+    budget up): name them where runs are to be compared, as the recipes do. `benchmarks/report_cost.py` measures it.
 
     Under DDP rank 0 measures and the others wait. Under FSDP2 and tensor parallelism all ranks measure in step, each
     with its shards, and rank 0 writes; :meth:`measure` must be called on all ranks then.
@@ -68,15 +70,17 @@ class InterpretabilityReport(LegibilityCallback):
         taps: Patterns over module names to patch and guard; default: that callback's.
         output: Dotted path of the logits in the model's result.
         reads: Name of a module whose output held-out students read.
-        held_out: Families, or "auto": those that suit the input and took no part in training.
+        held_out: Families, fitted in any case; or "auto": those that suit the input and took no part in training, fitted
+            if the budget allows.
         queries: Number of examples kept.
         passes: Passes of each family over what it has seen.
         random_init_control: Measure the held-out families on the untrained model too. It doubles their time.
         scores: Shell patterns over the names of the scores beside the held-out students, such as ``"circuit_*"``.
         concepts: Dotted path of concept labels within a batch, such as ``"2"`` or ``"concepts"``: integers, a row for each
             example (of sequences also for each position), a column for each concept.
-        budget: Time for the whole report as a share of the fit's; 0 leaves it at the held-out students.
-        budget_seconds: The same in seconds, also where no fit was run (:meth:`measure`); ``inf``: no limit.
+        budget: Time for the whole report as a share of the fit's; 0 leaves it at held-out students that you name.
+        budget_seconds: The same in seconds, also where no fit was run (:meth:`measure`: without it, the held-out students
+            alone); ``inf``: no limit.
         task_loss: Name of a logged metric to report as the task loss, where the cross-entropy of the queries is not it.
         page: Write ``model.html`` beside the record, many small pictures of the model on one page, and
             ``picture.json.gz``, what it is drawn from; a :class:`ModelPage` says how tokens and examples are shown.
@@ -335,8 +339,15 @@ class InterpretabilityReport(LegibilityCallback):
         with on_device(pl_module, trainer.strategy.root_device), shown as (progress, aloud):
             recorder = partial(self._recorder, pl_module, taps=True)
             subject = finished_model(trainer, self._keeper.kept, recorder)
-            spent = Spent(self.budget, fit_seconds, start)
-            extent = Extent(self.scores, spent.left, spent.why_none, lambda text: aloud(spent.told(text)), self.page)
+            spent = Spent(self.budget, fit_seconds, start, page=self.page is not None)
+            extent = Extent(
+                self.scores,
+                spent.left,
+                lambda needed: agreed(trainer, spent.for_students() - needed),
+                spent.why_none,
+                lambda text: aloud(spent.told(text)),
+                self.page,
+            )
             found = measure_subject(
                 subject,
                 self.families,
