@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from legibility.scores.imitation._rows import Array
+
 MOST_ROWS = 4096
 """An estimator is fitted to no more rows than this, the first ones."""
 

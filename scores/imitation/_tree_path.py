@@ -9,7 +9,7 @@ import numpy as np
 
 from legibility.scores.imitation._held_out import why_constant
 from legibility.scores.imitation._queries import Queries
-from legibility.scores.imitation._refitted import why_unread
+from legibility.scores.imitation._rows import why_unread
 
 DEEPEST = 16
 _LEAST_ROWS = 64

@@ -158,6 +158,18 @@ def test_tokens_and_masks() -> None:
         error_predictability(Queries(ids, logits, labels), [ForestEstimator()])
 
 
+def test_what_stands_where_nothing_is_to_be_read_doesnt_matter() -> None:
+    draw = torch.Generator().manual_seed(0)
+    inputs, mask = torch.randn(300, 5, 3, generator=draw), torch.rand(300, 5, generator=draw) < 0.5
+    mask[:, 0] = True
+    logits = (inputs * mask.unsqueeze(-1)).sum(1)
+    labels = (logits + torch.randn(300, 3, generator=draw)).argmax(-1)
+    other = inputs.where(mask.unsqueeze(-1), torch.randn(300, 5, 3, generator=draw) * 50)
+    one, two = (error_predictability(Queries(each, logits, labels, mask), FAMILIES) for each in (inputs, other))
+    for name, found in one.items():
+        assert found.kappa == two[name].kappa and found.agreement == two[name].agreement > 0.3
+
+
 def test_metric_in_parts_equals_the_function() -> None:
     columns = decisions()
     mask = torch.rand(3000, generator=torch.Generator().manual_seed(3)) < 0.9

@@ -27,6 +27,8 @@ from legibility.scores import (
     regression_queries,
     transfer_ratio,
 )
+from legibility.scores.imitation import _refitted
+from legibility.scores.imitation._estimators import MOST_ROWS
 from legibility.students import LinearStudent
 
 pytest.importorskip("sklearn")
@@ -40,8 +42,10 @@ def features(count: int = 256, seed: int = 0) -> tuple[Tensor, Tensor]:
     return inputs, (inputs @ torch.randn(6, 4, generator=generator)).tanh() * 5
 
 
-def test_code_length_against_a_loop_written_out() -> None:
-    """The tree's: fitted anew before each block, calibrated on the block before."""
+@pytest.mark.parametrize("most", [MOST_ROWS, 20])
+def test_code_length_against_a_loop_written_out(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tree's: fitted anew before each block, to no more than the first so many, calibrated on the block before."""
+    monkeypatch.setattr(_refitted, "MOST_ROWS", most)
     tree = pytest.importorskip("sklearn.tree")
     inputs, logits = features(128)
     rows = ((inputs.double() - inputs.double().mean(0)) / inputs.double().std(0, correction=0)).numpy()
@@ -49,7 +53,7 @@ def test_code_length_against_a_loop_written_out() -> None:
     edges = [8, 16, 32, 64, 128]
 
     def said(seen: int, start: int, stop: int) -> Tensor:
-        fitted = tree.DecisionTreeClassifier(max_leaf_nodes=32, random_state=0).fit(rows[:seen], top[:seen].numpy())
+        fitted = tree.DecisionTreeClassifier(max_leaf_nodes=32, random_state=0).fit(rows[: min(seen, most)], top[: min(seen, most)].numpy())
         found = torch.full((stop - start, 4), -12.0, dtype=torch.float64)
         for row, (leaf, shares) in enumerate(
             zip(fitted.apply(rows[start:stop]), fitted.predict_proba(rows[start:stop]), strict=True)
@@ -66,7 +70,11 @@ def test_code_length_against_a_loop_written_out() -> None:
         temperature = min(max(temperature, 0.05), 100.0)
         bits += prediction_code_length(answers / temperature, top[start:stop]).sum().item()
         temperature = match_temperature(answers, top[start:stop], 0.0)
-    found = held_out_imitation(Queries(inputs, logits), [TreeEstimator()])["tree"]
+    said_so: list[float] = []
+    queries = Queries(inputs, logits)
+    found = held_out_imitation(queries, [TreeEstimator()], progress=lambda _, share: said_so.append(share))["tree"]
+    # Fits: one for the first temperature, four blocks, one of shares; those to the same rows are one.
+    assert len(said_so) == (5 if most == 20 else 6) and said_so[-1] == 1.0
     assert found.code_length == pytest.approx(bits, abs=1e-6)
     assert found.disagreement == (said(64, 64, 128).argmax(-1) != top[64:]).double().mean().item()
     assert found.null_code_length == pytest.approx(kt_code_length(torch.bincount(top, minlength=4)).item())
