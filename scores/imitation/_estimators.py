@@ -1,14 +1,16 @@
 """Families that gradients don't reach: forest, nearest neighbours, kernel machine, small tree (scikit-learn)."""
 
-import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from legibility.scores._optional import optional
 from legibility.scores.imitation._rows import Array
 
+ESTIMATORS = "A family without gradients"
+"""As it is called where its library is missing."""
 MOST_ROWS = 4096
 """An estimator is fitted to no more rows than this, the first ones."""
 
@@ -194,9 +196,4 @@ def _smoothed(shares: Array, voters: Any, classes: int) -> Array:
 
 
 def _sklearn(module: str) -> Any:
-    try:
-        return importlib.import_module(f"sklearn.{module}")
-    except ImportError as error:
-        raise ImportError(
-            'Families without gradients need scikit-learn: pip install "legibility[sklearn]", or give only students.'
-        ) from error
+    return optional(f"sklearn.{module}", ESTIMATORS)

@@ -1,6 +1,5 @@
 """The held-out protocol for estimators: fitted anew to everything that was sent, before each block."""
 
-import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from legibility.scores._optional import optional
 from legibility.scores.imitation._code_length import MIXTURE, kt_code_length, prediction_code_length
 from legibility.scores.imitation._decisions import Decisions, no_decisions, sent
 from legibility.scores.imitation._distribution import Distribution
-from legibility.scores.imitation._estimators import MOST_ROWS, Estimator
+from legibility.scores.imitation._estimators import ESTIMATORS, MOST_ROWS, Estimator
 from legibility.scores.imitation._queries import Queries
 from legibility.scores.imitation._rows import Array, counted_rows
 from legibility.scores.imitation._temperature import match_temperature
@@ -170,7 +170,7 @@ def _in_parallel(
     advance: Callable[[str], None],
 ) -> Iterator[Tensor]:
     """Results in order. Threads, for scikit-learn's loops run without Python's lock; each fit with one thread."""
-    joblib, threads = importlib.import_module("joblib"), importlib.import_module("threadpoolctl")
+    joblib, threads = optional("joblib", ESTIMATORS), optional("threadpoolctl", ESTIMATORS)
     count = torch.get_num_threads() if jobs is None else jobs
     with threads.threadpool_limits(1), np.errstate(all="ignore"):
         results = joblib.Parallel(n_jobs=count, backend="threading", return_as="generator")(

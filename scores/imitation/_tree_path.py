@@ -1,12 +1,12 @@
 """Tree path length: how many questions a person would have to answer to follow the primary's decisions."""
 
-import importlib
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from legibility.scores._optional import optional
 from legibility.scores.imitation._held_out import why_constant
 from legibility.scores.imitation._queries import Queries
 from legibility.scores.imitation._rows import why_unread
@@ -105,7 +105,7 @@ def tree_path_length(queries: Queries, *, fidelity: float = 0.9, seed: int = 0) 
 
 
 def _smallest(rows: Any, target: Any, fidelity: float, seed: int) -> TreePath:
-    tree = _tree()
+    tree = optional("sklearn.tree", "Tree path length")
     half = len(rows) // 2
     leaves, best = 2, 0.0
     while leaves <= half:
@@ -127,10 +127,3 @@ def _next(leaves: int) -> int:
     """4, 6, 8, 12, 16, 24, ..."""
     power = 1 << (leaves.bit_length() - 1)
     return power + power // 2 if leaves == power else 2 * power
-
-
-def _tree() -> Any:
-    try:
-        return importlib.import_module("sklearn.tree")
-    except ImportError as error:
-        raise ImportError('Tree path length needs scikit-learn: pip install "legibility[sklearn]".') from error

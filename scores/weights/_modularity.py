@@ -1,6 +1,5 @@
 """Relative modularity: do the weights fall into clusters, more than the same weights in other places would?"""
 
-import importlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from legibility.scores._optional import optional
 from legibility.scores.weights._canonical import Canonical
 from legibility.scores.weights._graph import Layers, adjacency, layered_weights, shuffled
 
@@ -171,7 +171,7 @@ def _best(layers: Layers, restarts: int, seed: int) -> tuple[float, int]:
 
 
 def _network(graph: Tensor) -> Any:
-    network = _networkx().Graph()
+    network = optional("networkx", "Modularity", extra="graphs").Graph()
     network.add_nodes_from(range(len(graph)))
     first, second = torch.triu(graph, 1).nonzero(as_tuple=True)
     weights = graph[first, second].tolist()
@@ -182,7 +182,7 @@ def _network(graph: Tensor) -> Any:
 def _louvain(network: Any, restarts: int, seed: int) -> tuple[float, list[set[int]]]:
     if network.number_of_edges() == 0:
         return math.nan, []
-    community = _networkx().community
+    community = optional("networkx", "Modularity", extra="graphs").community
     best: tuple[float, list[set[int]]] = (-math.inf, [])
     for restart in range(restarts):
         found = community.louvain_communities(network, weight="weight", seed=seed + restart)
@@ -190,10 +190,3 @@ def _louvain(network: Any, restarts: int, seed: int) -> tuple[float, list[set[in
         if q > best[0]:
             best = q, found
     return best
-
-
-def _networkx() -> Any:
-    try:
-        return importlib.import_module("networkx")
-    except ImportError as error:
-        raise ImportError('Modularity needs networkx: pip install "legibility[graphs]".') from error
