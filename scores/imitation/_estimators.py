@@ -19,8 +19,10 @@ MOST_ROWS = 4096
 class Estimator(ABC):
     """A held-out family fitted by scikit-learn (extra `sklearn`): no gradient, so nothing that a primary adapted to.
 
-    It reads rows of numbers (features, images, sequences with one answer; flattened) and gives one answer for each;
-    tokens and answers per position are left to the neural families. All of its settings are numbers of at least 1.
+    It reads rows of numbers (features, images, sequences with one answer; flattened) and gives one answer for each, or
+    tokens with an answer each (at each, the last 8 are its row). Tokens with one answer for all, numbers with one per
+    position, and more than 256 answers to a token are left to the neural families. All of its settings are numbers of at
+    least 1.
     """
 
     def __post_init__(self) -> None:
@@ -169,7 +171,7 @@ class _Nearest:
         self.fitted: Any = None
 
     def fit(self, rows: Array, target: Array) -> "_Nearest":
-        self.fitted = self.kind(min(self.neighbours, len(rows))).fit(rows, target)
+        self.fitted = self.kind(min(self.neighbours, len(target))).fit(rows, target)
         self.classes_ = getattr(self.fitted, "classes_", None)
         return self
 

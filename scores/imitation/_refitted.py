@@ -47,7 +47,7 @@ def refit(
 
     Args:
         queries: that `why_unread` doesn't object to.
-        labels: `(N,)`, what is sent.
+        labels: `(N,)` or `(N, T)`, what is sent.
         families: the estimators.
         edges: where blocks end.
         shares: whether the distribution is learnt as well.
@@ -119,7 +119,7 @@ def fitted_logits(family: Estimator, rows: Array, target: Tensor, asked: Array, 
 
 
 def _logits(family: Estimator, rows: Array, target: Tensor, asked: Array, classes: int, seed: int) -> Tensor:
-    asked_count = asked.shape[0]
+    asked_count = asked.shape[0]  # a sparse matrix has no length
     counts = torch.bincount(target, minlength=classes).double()
     if int((counts > 0).sum()) < 2:
         return ((counts + 0.5) / (counts.sum() + classes / 2)).log().expand(asked_count, classes)

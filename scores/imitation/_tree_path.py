@@ -77,7 +77,9 @@ def tree_path_length(queries: Queries, *, fidelity: float = 0.9, seed: int = 0) 
     """
     if not 0.0 < fidelity <= 1.0:
         raise ValueError(f"`fidelity` must be in (0, 1], got {fidelity}.")
-    reason = why_unread(queries)
+    reason = (
+        why_unread(queries) if queries.inputs.is_floating_point() else "estimators read rows of numbers, not tokens"
+    )
     if reason is not None:
         return TreePath(reason=reason.replace("estimators", "trees"))
     counted = queries.counted.cpu()

@@ -154,8 +154,10 @@ def test_tokens_and_masks() -> None:
     found = error_predictability(Queries(ids, logits, labels.where(mask, -100), mask), [NGramStudent()])
     assert found["ngram"].errors == int((ids[:, :6] == 2).sum())
     assert found["ngram"].value > 0.9
-    with pytest.raises(ValueError, match="ForestEstimator can't be asked: estimators read rows of numbers, not tokens"):
-        error_predictability(Queries(ids, logits, labels), [ForestEstimator()])
+    estimated = error_predictability(Queries(ids, logits, labels.where(mask, -100), mask), FAMILIES)
+    assert all(each.errors == found["ngram"].errors and each.value > 0.99 for each in estimated.values())
+    with pytest.raises(ValueError, match="ForestEstimator can't be asked: estimators read tokens only where each has"):
+        error_predictability(Queries(ids, logits[:, -1], labels[:, -1]), [ForestEstimator()])
 
 
 def test_what_stands_where_nothing_is_to_be_read_doesnt_matter() -> None:

@@ -28,7 +28,11 @@ NET = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
         ("networkx", lambda: relative_modularity(NET), r"Modularity needs networkx: .*\[graphs\]"),
         ("scipy.optimize", lambda: wiring_cost(NET), r"Wiring cost needs scipy: .*\[sklearn\]"),
         ("sklearn.tree", lambda: tree_path_length(QUERIES), r"Tree path length needs scikit-learn: .*\[sklearn\]"),
-        ("sklearn.tree", lambda: held_out_imitation(QUERIES, [TreeEstimator()]), "without gradients needs scikit-learn"),
+        (
+            "sklearn.tree",
+            lambda: held_out_imitation(QUERIES, [TreeEstimator()]),
+            "without gradients needs scikit-learn",
+        ),
         ("joblib", lambda: held_out_imitation(QUERIES, [TreeEstimator()]), "without gradients needs joblib"),
         ("joblib", lambda: held_out_imitation(QUERIES, [LinearStudent()] * 2, jobs=2), "`jobs` above 1 needs joblib"),
     ],
