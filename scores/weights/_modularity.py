@@ -42,14 +42,13 @@ def relative_modularity(
     """How much more clustered the model's units are than if the same weights lay elsewhere in their layers.
 
     Units are joined by `|w|` of the canonical weights; `Q` is the modularity of the best of `restarts` Louvain
-    clusterings. Of several runs of layers the largest counts. `Q` rises with sparsity alone (random weights of an MLP:
-    about .08 dense, .34 at the largest tenth), so the null shuffles the weights within each layer and is clustered in
-    the same way.
+    clusterings. Of several runs of layers the largest counts. `Q` rises with sparsity alone, so the null shuffles the
+    weights within each layer and is clustered in the same way.
 
     Card:
-        Range and direction: (-inf, 1], higher = more modular; random weights of an MLP were at -.01 dense, .02 with a tenth
-        of them, .06 with 3 % (dead units are dropped from the model, not from its null). NaN for weights that are all
-        zero, fewer than 2 layers in a run, more than 200 000 weights (Louvain takes minutes there).
+        Range and direction: (-inf, 1], higher = more modular; about 0 for random weights, sparse ones too unless units die of
+        it (they are dropped from the model, not from its null). NaN for weights that are all zero, fewer than 2 layers
+        in a run, more than 200 000 weights (Louvain is slow).
         Cost: `restarts (1 + nulls)` clusterings. Controls: shuffled weights (inside), a random-init model. A trained
         network without clusters is where an untrained one is: within 3 `q_null_spread` of the null a value says nothing,
         and `structure_scores` gives none.
