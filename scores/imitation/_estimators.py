@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 
 from legibility.scores._optional import optional
-from legibility.scores.imitation._rows import Array
+from legibility.scores.imitation._rows import ESTIMATORS, Array
 
-ESTIMATORS = "A family without gradients"
-"""As it is called where its library is missing."""
 MOST_ROWS = 4096
 """An estimator is fitted to no more rows than this, the first ones."""
 

@@ -13,9 +13,9 @@ from legibility.scores._optional import optional
 from legibility.scores.imitation._code_length import MIXTURE, kt_code_length, prediction_code_length
 from legibility.scores.imitation._decisions import Decisions, no_decisions, sent
 from legibility.scores.imitation._distribution import Distribution
-from legibility.scores.imitation._estimators import ESTIMATORS, MOST_ROWS, Estimator
+from legibility.scores.imitation._estimators import MOST_ROWS, Estimator
 from legibility.scores.imitation._queries import Queries
-from legibility.scores.imitation._rows import Array, counted_rows
+from legibility.scores.imitation._rows import ESTIMATORS, Array, counted_rows
 from legibility.scores.imitation._temperature import match_temperature
 
 _COLDEST, _HOTTEST = 0.05, 100.0

@@ -12,6 +12,8 @@ from legibility.scores._optional import optional
 from legibility.scores.imitation._queries import Queries
 
 Array = NDArray[Any]
+ESTIMATORS = "A family without gradients"
+"""As they are called where a library of theirs is missing."""
 WINDOW = 8
 """So many tokens are read at each position, its own and those before it: as many as `MLPStudent` sees."""
 MOST_ANSWERS = 256
@@ -52,7 +54,7 @@ def windows(ids: Tensor) -> Any:
     one token more. In squared distances a token weighs more than all before it together, so that the nearest rows are
     those with the longest common ending, as an n-gram model backs off. One factor for all brings the mean variance to 1.
     """
-    sparse = optional("scipy.sparse", "A family without gradients")
+    sparse = optional("scipy.sparse", ESTIMATORS)
     known, codes = torch.unique(
         functional.pad(ids.cpu().long().clamp(min=-1), (WINDOW - 1, 0), value=-1), return_inverse=True
     )
