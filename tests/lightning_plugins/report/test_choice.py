@@ -1,6 +1,7 @@
 """What the report measures beside the held-out students: what applies, with controls and reasons, within its budget."""
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from legibility.lightning_plugins import InterpretabilityReport, L1Sparsity
 from legibility.lightning_plugins.report.choice._applicable import Applicable
-from legibility.lightning_plugins.report.choice._budget import Budget
+from legibility.lightning_plugins.report.choice._budget import Budget, Spent
 from legibility.lightning_plugins.report.choice._layers import activations, head_of, layers_of
 from legibility.lightning_plugins.report.choice._within_budget import _entry
-from legibility.scores import UNLEARNT, Material, Measured, Reading, Score
+from legibility.scores import UNLEARNT, FitSeconds, Material, Measured, Reading, Score
 from legibility.students import LinearStudent
 from legibility.tradeoff import RunRecord, load_record
 
