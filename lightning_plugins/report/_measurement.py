@@ -21,6 +21,7 @@ from legibility.lightning_plugins.report._imitation_scores import (
     missing_entry,
 )
 from legibility.lightning_plugins.report._queries import Call, Subject, ask
+from legibility.lightning_plugins.report.choice._budget import Spent
 from legibility.lightning_plugins.report.choice._further import Choice, further, look_at
 from legibility.lightning_plugins.report.choice._subject_material import unhitched
 from legibility.lightning_plugins.report.picture._collect import collect
@@ -51,19 +52,25 @@ class Extent:
 
     Attributes:
         patterns: Shell patterns over the scores' names.
-        left: Says how many seconds are left.
-        spare: Says how many would be left after so many for held-out students that nobody named; below 0: it is too much.
-        why_none: What is said of each score if none are.
-        tell: Called with the estimates, before measuring.
+        spent: The budget.
+        agreed: Gives rank 0's number where all ranks measure together.
+        aloud: Prints a line.
         page: How the page of the model is made; None: there is none.
     """
 
     patterns: Sequence[str]
-    left: Callable[[], float]
-    spare: Callable[[float], float]
-    why_none: str
-    tell: Callable[[str], None]
+    spent: Spent
+    agreed: Callable[[float], float]
+    aloud: Callable[[str], None]
     page: ModelPage | None
+
+    def spare(self, needed: float) -> float:
+        """Seconds left after so many for students that nobody named; below 0 it is too much."""
+        return self.agreed(self.spent.for_students() - needed)
+
+    def tell(self, estimates: str) -> None:
+        """Says what is going to be measured."""
+        self.aloud(self.spent.told(estimates))
 
 
 @dataclass
@@ -194,7 +201,7 @@ def _measure(
         chosen = None if isinstance(families.students, str) else families.students
         with unhitched(subject.primary):
             seen = look_at(subject, queries, used, temperature)
-            choice = Choice(extent.patterns, extent.left, extent.why_none, extent.tell, chosen, per_fit)
+            choice = Choice(extent.patterns, extent.spent.left, extent.spent.why_none, extent.tell, chosen, per_fit)
             others = further(seen, subject, choice, classifies=classifies(queries), progress=progress)
             found.scores += others.entries
             if extent.page is not None:

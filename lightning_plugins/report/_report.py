@@ -17,7 +17,7 @@ from legibility.lightning_plugins.report._cost import Clock, cost_entry
 from legibility.lightning_plugins.report._finished import finished_model
 from legibility.lightning_plugins.report._imitation_scores import Families
 from legibility.lightning_plugins.report._measurement import Extent, Measurement, logged_loss, measure_subject
-from legibility.lightning_plugins.report._page_files import write_page
+from legibility.lightning_plugins.report._page_files import load_what_draws, write_page
 from legibility.lightning_plugins.report._query_keeper import QueryKeeper
 from legibility.lightning_plugins.report._run_record import plain_hparams, plugins_of, record_path, run_record, terms_of
 from legibility.lightning_plugins.report._shards import agreed, in_step
@@ -43,15 +43,15 @@ class InterpretabilityReport(LegibilityCallback):
       the true labels (:func:`legibility.scores.held_out_imitation`);
     - patch-through KL and unexplained variance of each tap; sparsity of the weights;
     - guards: entropy, effective rank, RMS and live units of each tap;
-    - whatever else of :mod:`legibility.scores` applies to this model, each beside an untrained, a constant, a permuted and a
-      flattened one: imitation by trees, neighbours and kernels, error predictability, circuits, compressed size, weight
-      structure, dimension, lenses, feed-forward values, and with ``concepts`` what units say of them.
+    - whatever else of :mod:`legibility.scores` applies, each beside an untrained, a constant, a permuted and a flattened
+      model: trees, neighbours and kernels, errors, circuits, compressed size, weight structure, dimension, lenses,
+      feed-forward values, and with ``concepts`` what units say of them.
 
-    All of it keeps to the budget, 15 % of the fit's time. The held-out students come first, whole or not at all: their
-    protocol is never cut short, so that runs can be compared, and in a fit of seconds there is no time for it. The rest is
-    announced with estimates and taken cheapest first. What did not fit in says so; ``budget_seconds=inf`` (YAML ``.inf``)
-    takes all. Students that you name in ``held_out`` are fitted whatever that takes (the rest then has 2 % if they used the
-    budget up): name them where runs are to be compared, as the recipes do. `benchmarks/report_cost.py` measures it.
+    It keeps to the budget, 15 % of the fit's time (`benchmarks/report_cost.py`). Held-out students come first, and are
+    fitted whole or not at all, so that runs can be compared: a fit of seconds has no time for them. The rest is announced
+    with estimates and taken cheapest first. What did not fit in says so; ``budget_seconds=inf`` (YAML ``.inf``) takes all.
+    Students that you name are fitted whatever that takes (at worst 2 % is left for the rest): name them where runs are to
+    be compared, as the recipes do.
 
     Under DDP rank 0 measures and the others wait. Under FSDP2 and tensor parallelism all ranks measure in step, each
     with its shards, and rank 0 writes; :meth:`measure` must be called on all ranks then.
@@ -70,8 +70,7 @@ class InterpretabilityReport(LegibilityCallback):
         taps: Patterns over module names to patch and guard; default: that callback's.
         output: Dotted path of the logits in the model's result.
         reads: Name of a module whose output held-out students read.
-        held_out: Families, fitted in any case; or "auto": those that suit the input and took no part in training, fitted
-            if the budget allows.
+        held_out: Families, fitted in any case; or "auto": such as took no part in training, if the budget allows.
         queries: Number of examples kept.
         passes: Passes of each family over what it has seen.
         random_init_control: Measure the held-out families on the untrained model too. It doubles their time.
@@ -79,8 +78,7 @@ class InterpretabilityReport(LegibilityCallback):
         concepts: Dotted path of concept labels within a batch, such as ``"2"`` or ``"concepts"``: integers, a row for each
             example (of sequences also for each position), a column for each concept.
         budget: Time for the whole report as a share of the fit's; 0 leaves it at held-out students that you name.
-        budget_seconds: The same in seconds, also where no fit was run (:meth:`measure`: without it, the held-out students
-            alone); ``inf``: no limit.
+        budget_seconds: The same in seconds; ``inf``: no limit. Without it and without a fit (:meth:`measure`): students alone.
         task_loss: Name of a logged metric to report as the task loss, where the cross-entropy of the queries is not it.
         page: Write ``model.html`` beside the record, many small pictures of the model on one page, and
             ``picture.json.gz``, what it is drawn from; a :class:`ModelPage` says how tokens and examples are shown.
@@ -156,6 +154,8 @@ class InterpretabilityReport(LegibilityCallback):
     def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         self._adopt(trainer)
         announce_run(trainer, self.arm, self.seed, self.recipe)
+        if self.page is not None and trainer.is_global_zero:
+            load_what_draws()
         self._clock = Clock()
         self._recorder(pl_module, taps=True)  # names that match nothing are said now, not after training
         self._keeper.start(pl_module)
@@ -340,20 +340,12 @@ class InterpretabilityReport(LegibilityCallback):
             recorder = partial(self._recorder, pl_module, taps=True)
             subject = finished_model(trainer, self._keeper.kept, recorder)
             spent = Spent(self.budget, fit_seconds, start, page=self.page is not None)
-            extent = Extent(
-                self.scores,
-                spent.left,
-                lambda needed: agreed(trainer, spent.for_students() - needed),
-                spent.why_none,
-                lambda text: aloud(spent.told(text)),
-                self.page,
-            )
             found = measure_subject(
                 subject,
                 self.families,
                 control=control,
                 random_init_control=self.random_init_control,
-                extent=extent,
+                extent=Extent(self.scores, spent, partial(agreed, trainer), aloud, self.page),
                 progress=progress,
             )
         if self.task_loss is not None:

@@ -371,8 +371,10 @@ def test_the_estimate_counts_the_steps_of_the_fit_and_leaves_the_random_state(mo
     """If six steps of a student take a second."""
     queries = Queries(inputs=torch.randn(300, 4), logits=torch.randn(300, 3), taps={"net": torch.randn(300, 5)})
     students = [LinearStudent(), MLPStudent()]
-    steps: list[float] = []
-    held_out_imitation(queries, students, passes=2, progress=lambda name, share: steps.append(share))
+    steps: list[object] = []
+    hook = torch.optim.optimizer.register_optimizer_step_pre_hook(lambda *step: steps.append(step))
+    held_out_imitation(queries, students, passes=2)
+    hook.remove()
     before = torch.get_rng_state()
     assert held_out_seconds(queries, students).imitation > 0
     assert torch.equal(torch.get_rng_state(), before)

@@ -21,6 +21,7 @@ from legibility.tradeoff import ScoreEntry
 _MOST_NUMBERS = 1e8  # 400 MB
 _PASSES = 8  # of the model over all examples: two layers' worth for it, and as much and its answers for two controls
 _TIMED = 32
+_CONTROLS = 0.1  # seconds, whatever the model: copies of it, a layer with its controls
 _SHARDED = "the weights are spread over ranks, and this score needs copies of the whole model: measure the saved model"
 
 
@@ -122,7 +123,7 @@ def further(seen: Seen, subject: Subject, choice: Choice, *, classifies: bool, p
     controls: list[Control] = []
     left = choice.left()
     if left > 0:
-        overhead = _PASSES * _pass_seconds(seen.material)
+        overhead = _CONTROLS + _PASSES * _pass_seconds(seen.material)
         if overhead > left:
             why_none = (
                 f"asking it and its controls would take about {overhead:.1f} s, {left:.1f} s of the budget are left"

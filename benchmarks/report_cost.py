@@ -1,0 +1,81 @@
+"""What the default report costs on the bundled recipes: at most 15 % of the fit?
+
+    python benchmarks/report_cost.py [--seeds 2]
+
+Copies each recipe, leaves its `InterpretabilityReport` nothing but what says how the model is read and drawn (so
+students, passes, budget and scores are the defaults; the recipes themselves name students, which then are fitted
+whatever that takes), and runs its plain arm (of `l1_for_l2` "neither"), one run at a time, each in a process of its own.
+
+FIGURES
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from legibility.recipes._find import copy_recipe
+
+RECIPES = (  # with the arm that is trained alone
+    ("digits", "full", "plain"),
+    ("l1_for_l2", "full", "neither"),
+    ("sparsity_digits", "full", "plain"),
+    ("sparsity_lm", "full", "plain"),
+    ("stdlib_lm", "quick", "plain"),
+    ("stdlib_lm", "full", "plain"),
+)
+READING = ("taps", "concepts", "page")
+
+
+def with_default_report(name: str, folder: Path) -> Path:
+    """A copy of the recipe."""
+    module, shared = copy_recipe(name, str(folder / f"default_{name}.py"))
+    config = yaml.safe_load(shared.read_text())
+    for callback in config["trainer"]["callbacks"]:
+        if callback["class_path"].endswith("InterpretabilityReport"):
+            given = callback["init_args"]
+            callback["init_args"] = {key: given[key] for key in READING if given.get(key) not in (None, False)}
+    shared.write_text(yaml.safe_dump(config))
+    return module
+
+
+def main() -> None:
+    """Runs and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=2)
+    seeds = parser.parse_args().seeds
+    print(
+        "| recipe, preset | fit, s | report, s | share | held-out students | scores with a value |\n|---|---|---|---|---|---|"
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, preset, arm in RECIPES:
+            folder = Path(temporary) / f"{name}-{preset}"
+            module = with_default_report(name, folder)
+            sweep = [sys.executable, "-m", "legibility.recipes._cli", "sweep", str(module), "--arms", arm]
+            done = subprocess.run(
+                [*sweep, "--seeds", str(seeds), "--preset", preset, "--jobs", "1", "--out", str(folder / "runs")],
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+            paths = sorted(folder.rglob("record.json"))
+            if done.returncode or not paths:
+                raise RuntimeError(f"{name}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+            for path in paths:
+                record = json.loads(path.read_text())
+                cost, scores = record["cost"], record["scores"]
+                fitted = any(entry["name"] == "held_out_kl" and entry["value"] is not None for entry in scores)
+                print(
+                    f"| {name}, {preset} | {cost['fit_seconds']:.1f} | {cost['report_seconds']:.2f} "
+                    f"| {100 * cost['report_share']:.1f} % | {'fitted' if fitted else 'left out'} "
+                    f"| {sum(entry['value'] is not None for entry in scores)} of {len(scores)} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
