@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from legibility.recipes._find import Found, find, near
-from legibility.recipes._folder import CHECKPOINT, DIGEST, RECORD, read_failure
+from legibility.recipes._folder import CHECKPOINT, DIGEST, ERROR, RECORD, read_failure
 from legibility.recipes._recipe import RESERVED, Arm, Control
 from legibility.recipes._vary import vary
 from legibility.tradeoff import load_record
@@ -163,6 +163,13 @@ def without_failed(jobs: Sequence[Job]) -> list[Job]:
         else:
             kept.append(job)
     return kept
+
+
+def forget_failures(jobs: Sequence[Job]) -> None:
+    """What has failed is open again: whoever comes to it first tries it, and others take what comes of that."""
+    for job in jobs:
+        if job.state() == "failed":
+            (job.folder / ERROR).unlink(missing_ok=True)
 
 
 def _of_recipe(
