@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from legibility.recipes._find import find, load
-from legibility.recipes._folder import CHECKPOINT, CONFIG
+from legibility.recipes._folder import CHECKPOINT, CONFIG, read_origin
 from legibility.tradeoff import RunRecord, ScoreEntry, load_record, save_record
 from legibility.tradeoff.model_page import load_picture, picture_path, save_picture
 
@@ -73,7 +73,7 @@ def _measured(folder: Path, record: RunRecord, out: Path) -> RunRecord:
     from legibility.lightning_plugins.report.choice._budget import Budget
     from legibility.recipes._engine import parsed_cli
 
-    found = find(str(record.recipe))
+    found = find(read_origin(folder).get("recipe", str(record.recipe)))
     load(found.module, found.path)
     cli = parsed_cli(LightningCLI, _arguments(folder))
     cli.model.load_state_dict(torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["state_dict"])

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from legibility.recipes._code import code_of_library
 from legibility.recipes._find import Found, find, near
-from legibility.recipes._folder import CHECKPOINT, DIGEST, ERROR, RECORD, read_failure
+from legibility.recipes._folder import CHECKPOINT, DIGEST, ERROR, RECORD, read_failure, read_origin
 from legibility.recipes._recipe import RESERVED, Arm, Control
 from legibility.recipes._vary import vary
 from legibility.tradeoff import load_record
@@ -56,6 +57,11 @@ class Job:
     def label(self) -> str:
         """For people: ``digits/quick/plain/seed-0``."""
         return f"{self.recipe}/{self.preset}/{self.arm}/seed-{self.seed}"
+
+    @property
+    def named(self) -> str:
+        """As the recipe is found again: by its name, an own one by its path."""
+        return str(self.path) if "." not in self.module else self.recipe
 
     def state(self) -> Literal["open", "finished", "failed", "other"]:
         """``"finished"`` if this very run is complete, ``"other"`` if the folder holds another complete run.
@@ -163,6 +169,16 @@ def without_failed(jobs: Sequence[Job]) -> list[Job]:
         else:
             kept.append(job)
     return kept
+
+
+def other_code(jobs: Sequence[Job]) -> str:
+    """What is to be said of finished runs that other code of this library made; nothing if there are none."""
+    done = [job for job in jobs if job.state() == "finished"]
+    others = [job.label for job in done if read_origin(job.folder).get("library") != code_of_library()]
+    if not others:
+        return ""
+    some = ", ".join(others[:3]) + f" and {len(others) - 3} more" * (len(others) > 3)
+    return f"Made by other code of legibility than this, and kept: {some}. Another --out runs all anew."
 
 
 def forget_failures(jobs: Sequence[Job]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from legibility.recipes._folder import LOG, read_failure
-from legibility.recipes._plan import Job, forget_failures, unfinished, without_failed
+from legibility.recipes._plan import Job, forget_failures, other_code, unfinished, without_failed
 
 
 def ray_sweep(jobs: Sequence[Job], at_once: int | None, console: Console, *, retry_failed: bool = False) -> int:
@@ -38,6 +38,8 @@ def ray_sweep(jobs: Sequence[Job], at_once: int | None, console: Console, *, ret
     jobs = [_absolute(job) for job in jobs]
     if retry_failed:
         forget_failures(jobs)
+    if note := other_code(jobs):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     for wave in _waves(jobs):
         # Of all runs, not of the wave alone: a base is wanted for the arms that start from it, in a later wave.
         todo = unfinished(without_failed(jobs))

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from legibility.recipes._folder import BY_ANOTHER, ERROR, LOG, read_failure
-from legibility.recipes._plan import Job, forget_failures, unfinished, without_failed
+from legibility.recipes._plan import Job, forget_failures, other_code, unfinished, without_failed
 from legibility.recipes._pool import Event, run_all
 
 
@@ -37,6 +37,8 @@ def sweep(jobs: Sequence[Job], workers: int, console: Console, *, retry_failed: 
     finished = sum(job.state() == "finished" for job in jobs)
     if finished:
         console.print(f"{finished} of {len(jobs)} runs are finished already.", highlight=False)
+    if note := other_code(jobs):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     tried = without_failed(jobs)
     left_out = [job for job in unfinished(jobs) if job not in tried]
     for job in left_out:

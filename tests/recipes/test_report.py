@@ -1,6 +1,7 @@
 """`legibility report`: one model's scores in the terminal, its page, and what the budget of time left out."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,26 @@ def test_what_was_left_out_is_filled_and_what_was_measured_stays(
     assert (after.cost, after.created) == (before.cost, before.created)
     assert "measured later" in after.notes[-1] and "1 scores have a value now" in capsys.readouterr().out
     assert (tmp_path / "model.html").is_file() and (tmp_path / "picture.json.gz").is_file()
+
+
+def test_an_own_recipe_is_measured_again_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["cp", "digits", "of_mine.py"]) == 0
+    settings = (
+        Path("of_mine.yaml").read_text().replace("        page:", "        scores: [canonical_gini]\n        page:")
+    )
+    Path("of_mine.yaml").write_text(settings.replace("queries: 360", "passes: 1\n        budget_seconds: 0"))
+    assert main(["run", "./of_mine.py", "--seed", "0", "--trainer.max_epochs=1"]) == 0
+    record = tmp_path / "runs/of_mine/quick/plain/seed-0/record.json"
+    assert {e.name: e.value for e in load_record(record).scores}["canonical_gini"] is None
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["report", str(record), "--measure"]) == 0, capsys.readouterr().err
+    assert {e.name: e.value for e in load_record(record).scores}["canonical_gini"] is not None
+    sys.modules.pop("of_mine")
 
 
 def test_students_that_took_part_are_not_asked_later(tmp_path: Path) -> None:
