@@ -130,6 +130,19 @@ def test_strength_zero_is_no_callback_bit_for_bit(pl: Any, trainer: Callable[...
     )
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+@pytest.mark.parametrize("options", [{"taps": "nowhere"}, {"output": "nowhere"}])
+def test_what_can_not_be_found_is_an_error_at_strength_zero_too_and_says_why(
+    pl: Any, trainer: Callable[..., Any], strength: float, options: dict[str, str]
+) -> None:
+    module = make_module(pl)
+    before = weights_of(module)
+    with pytest.raises(ValueError, match="nowhere") as caught:
+        trainer(callback(strength, **options)).fit(module, loader())
+    assert ("At `strength` 0 the students still train, to be measured" in str(caught.value)) == (strength == 0)
+    assert torch.equal(weights_of(module), before)
+
+
 def test_the_users_log_stays_the_pure_task_loss(pl: Any, trainer: Callable[..., Any]) -> None:
     module = make_module(pl)
     fit = trainer(callback(), log_every_n_steps=1)
