@@ -269,7 +269,8 @@ def split_life(namespace: str, out: str) -> dict[str, Any]:
 def static_accumulated(namespace: str) -> dict[str, Any]:
     """What DDP says of a static graph in accumulated batches, without and with students."""
     pl: Any = importlib.import_module(namespace)
-    (world, rank), found = place(), {}
+    world, rank = place()
+    found: dict[str, Any] = {}
     own = DataLoader(Rows([(x[8 * rank :][:8], y[8 * rank :][:8]) for x, y in batches()[:8]]), batch_size=None)
     students = StudentLegibility(STRENGTH, students=STUDENTS, model="net", output="0", warmup=0.0, summary=False)
     for name, callbacks in (("bare", []), ("ours", [students])):
