@@ -124,9 +124,7 @@ def payload(section: Section, identity: str) -> dict[str, Any]:
                 "id": f"{identity}-{place}",
                 "metric": place + 1,
                 "front": [order[arm.name] for arm in front(section, metric)],
-                "attained": {
-                    view: [_attained(section, one, metric, view) for one in groups(section)] for view in VIEWS
-                },
+                "attained": {view: _attained(section, metric, view) for view in VIEWS},
             }
             for place, metric in enumerate(metrics[1:])
         ],
@@ -180,26 +178,28 @@ def _place(cell: Cell, metric: Metric, view: View) -> dict[str, Any] | None:
     }
 
 
-def _attained(section: Section, group: Group, metric: Metric, view: View) -> dict[str, Any] | None:
-    """Corners of what half of the seeds reach with a method, each at some strength; None where there is nothing to draw."""
-    if group.control or len(group.arms) < 2 or metric.direction is None:
-        return None
-    sign = 1.0 if metric.direction == "lower" else -1.0
+def _attained(section: Section, metric: Metric, view: View) -> list[dict[str, Any] | None]:
+    """For each group the corners of what half of the seeds reach with it, each at some strength; None: nothing to draw."""
     found = spots(section, metric, view)
-    strands: dict[int, list[tuple[float, float]]] = {}
-    for spot in (found[arm.name] for arm in group.arms if arm.name in found):
-        for seed in spot.seeds:
-            strands.setdefault(seed, []).append((spot.x.values[seed], sign * spot.y.values[seed]))
-    if len(strands) < 2:
-        return None
-    corners = [(loss, sign * score) for loss, score in attainment(strands)]
-    return {
-        "name": _markup(group.name),
-        "over": f"half of {seeds(len(strands))} reach",
-        "x": [_rounded(loss) for loss, _ in corners],
-        "y": [_rounded(score) for _, score in corners],
-        "texts": [[_markup(_one(a, section.task_loss, view)), _markup(_one(b, metric, view))] for a, b in corners],
-    }
+    sign = -1.0 if metric.direction == "higher" else 1.0
+
+    def corners_of(group: Group) -> dict[str, Any] | None:
+        strands: dict[int, list[tuple[float, float]]] = {}
+        for spot in (found[arm.name] for arm in group.arms if arm.name in found):
+            for seed in spot.seeds:
+                strands.setdefault(seed, []).append((spot.x.values[seed], sign * spot.y.values[seed]))
+        if group.control or len(group.arms) < 2 or len(strands) < 2 or metric.direction is None:
+            return None
+        corners = [(loss, sign * score) for loss, score in attainment(strands)]
+        return {
+            "name": _markup(group.name),
+            "over": f"half of {seeds(len(strands))} reach",
+            "x": [_rounded(loss) for loss, _ in corners],
+            "y": [_rounded(score) for _, score in corners],
+            "texts": [[_markup(_one(a, section.task_loss, view)), _markup(_one(b, metric, view))] for a, b in corners],
+        }
+
+    return [corners_of(group) for group in groups(section)]
 
 
 def _one(found: float, metric: Metric, view: View) -> str:
