@@ -125,9 +125,7 @@ def test_strength_zero_is_no_callback_bit_for_bit(pl: Any, trainer: Callable[...
     trainer(plugin, max_epochs=2).fit(watched, loader(shuffle=True), loader())
     for name, value in bare.state_dict().items():
         assert torch.equal(value, watched.state_dict()[name]), name
-    assert plugin.built is not None and all(
-        not torch.equal(weights_of(n), torch.zeros_like(weights_of(n))) for n in plugin.built.cohort.networks.values()
-    )
+    assert plugin.built is not None and all(plugin.built.cohort.active.values()), "the students have learnt something"
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5])
