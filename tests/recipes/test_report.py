@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pictures import full_picture, full_record
 from tiny import loader, make_module
 
 from legibility.lightning_plugins import InterpretabilityReport
+from legibility.lightning_plugins.report.choice import _applicable
 from legibility.recipes import _measure_again
 from legibility.recipes._cli import main
 from legibility.students import LinearStudent
@@ -119,5 +121,11 @@ def test_an_own_recipe_is_measured_again_from_any_folder(
 
 def test_students_that_took_part_are_not_asked_later(tmp_path: Path) -> None:
     record = full_record()
-    names = [entry.name for entry in record.scores if _measure_again._may_be_filled(entry, record)]
-    assert record.students and "canonical_gini" in names and "error_predictability" not in names
+    asking = {_applicable.NAMES.get(name, name) for name in _applicable._BY_STUDENTS}
+    families = [replace(record.scores[0], name="held_out_kl", family=family) for family in (None, "lstm")]
+    mine = [*record.scores, *families, *(replace(record.scores[0], name=name, family=None) for name in asking)]
+    names = {entry.name for entry in _measure_again._may_be_filled(record, replace(record, scores=mine))}
+    assert record.students and "canonical_gini" in names
+    assert not names & {"held_out_kl", *asking}
+    alone = replace(record, students=[], scores=mine)
+    assert _measure_again._may_be_filled(alone, alone) == mine
