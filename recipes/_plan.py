@@ -136,12 +136,13 @@ def plan(
         if arm not in known:
             raise ValueError(f"no arm {arm!r}: {near(arm, known)}")
     if bad := [text for text in overrides if not text.startswith("--") or "=" not in text]:
-        if loose := [text for text in bad if not text.startswith("--") and "=" not in text]:
-            raise ValueError(
-                f"{' '.join(loose)}: belongs to no argument; several values of one are written with commas, without "
-                "spaces, e.g. --arms plain,mine --seeds 0,3"
+        form = "overrides are written --key=value, e.g. --trainer.max_epochs=3"
+        if not any(text.startswith("--") or "=" in text for text in bad):
+            form = (
+                "belongs to no argument; several values of one are written with commas, without spaces, e.g. "
+                f"--arms plain,mine --seeds 0,3; {form}"
             )
-        raise ValueError(f"{' '.join(bad)}: overrides are written --key=value, e.g. --trainer.max_epochs=3")
+        raise ValueError(f"{' '.join(bad)}: {form}")
     return [
         job
         for one, (recipe, wanted) in zip(found, varied, strict=True)
