@@ -94,6 +94,7 @@ _OURS = "legibility.lightning_plugins."
 _WARM = {"class_path": _OURS + "Schedule", "init_args": {"knots": [[0.0, 0.0], [0.3, 1.0]]}}
 _PENALTY = {"heal": 0.35, "schedule": _WARM, "follow_rate": False}
 _CUBIC = {"class_path": _OURS + "Schedule", "init_args": {"knots": [[0.1, 0.0], [1.0, 1.0]], "curve": "cubic"}}
+_SOON = {"class_path": _OURS + "Schedule", "init_args": {"knots": [[0.05, 0.0], [0.6, 1.0]], "curve": "cubic"}}
 _TOP_K = {"scope": "global", "heal": 0.35, "schedule": _CUBIC}
 # ModelPruning acts at the ends of epochs: twenty of them, of which the third to the thirteenth prune.
 _PRUNING = {"limit_train_batches": 18, "val_check_interval": 1.0, "check_val_every_n_epoch": 20}
@@ -132,6 +133,12 @@ RECIPE = Recipe(
             for s in (4, 8, 16, 32)
         },
         **{f"top-k-{1 - s:.2f}": _arm(_OURS + "TopKSparsity", {"sparsity": s, **_TOP_K}, lr=_FAST) for s in _SHARES},
+        **{
+            f"latent-top-k-{1 - s:.2f}": _arm(
+                _OURS + "TopKSparsity", {"sparsity": s, **_TOP_K, "schedule": _SOON, "latent": True}, lr=_FAST
+            )
+            for s in _SHARES
+        },
         **{
             f"pruning-{1 - s:.2f}": _arm(_PRUNE, {"amount": s, "start": 2, "end": 12}, _PRUNING, lr=2.4e-2)
             for s in _SHARES
