@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -58,8 +59,9 @@ class TopKSparsity(WeightStep):
     Raises:
         ValueError: Before the first step: a sparsity outside of [0, 1), a pattern that matches nothing, an unknown
             number of steps, targets that no optimizer steps, "2:4" of another sparsity or of weights that are no matrices of
-            4 n columns, ``minimum_per_row`` with rows cut by sharding, ``latent`` with sharded weights, "2:4" or
-            ``minimum_per_row``, whose kept weights may lie below the threshold, "global" over sharded and whole weights.
+            4 n columns, ``minimum_per_row`` with rows cut by sharding, "global" over weights that
+            are not all sharded alike, ``latent`` with sharded weights, "2:4" or ``minimum_per_row``, whose kept weights may
+            lie below the threshold.
 
     Sharded weights (FSDP2, FSDP1) are counted over all ranks.
 
@@ -115,11 +117,12 @@ class TopKSparsity(WeightStep):
         sharded = {name: weight for name, weight in self._data().items() if isinstance(weight, DTensor)}
         if self.latent and sharded:
             raise ValueError(f"`latent` needs whole weights; {next(iter(sharded))} is sharded. Leave it out.")
-        whole = [name for name in self._weights if name not in sharded]
-        if self.scope == "global" and sharded and whole:
+        spread = {name: _spread(weight) for name, weight in self._data().items()}
+        alike, *others = spread
+        if self.scope == "global" and (unlike := [name for name in others if spread[name] != spread[alike]]):
             raise ValueError(
-                f'`scope` = "global" counts weights over the ranks that share them: {next(iter(sharded))} is sharded, '
-                f'{whole[0]} is whole on each. Leave one kind out by `exclude`, or use scope="tensor".'
+                f'`scope` = "global" adds counts up over the ranks that share a weight out, and {alike} and {unlike[0]} are '
+                'not shared out alike. Leave one kind out by `exclude`, or use scope="tensor".'
             )
         cut = [n for n, w in sharded.items() if w.ndim == 1 or any(p.is_shard() and p.dim != 0 for p in w.placements)]  # type: ignore[attr-defined]
         if (self.minimum_per_row or self.scope == "2:4") and cut:
@@ -174,17 +177,20 @@ def _weaker_of_fours(weight: Tensor) -> Tensor:
     return weaker.scatter_(2, fours.topk(2, dim=2, largest=False).indices, True).view_as(weight)
 
 
+def _spread(weight: Tensor) -> list[tuple[DeviceMesh, int]]:
+    """The meshes' dimensions over which a weight is cut; none of one that each rank holds whole."""
+    cut = enumerate(weight.placements) if isinstance(weight, DTensor) else ()
+    return [(weight.device_mesh, dimension) for dimension, placement in cut if placement.is_shard()]  # type: ignore[attr-defined]
+
+
 def _total(weight: Tensor) -> Callable[[Tensor], Tensor] | None:
     """Adds counts up over the ranks that hold shards of a weight."""
-    if not isinstance(weight, DTensor):
-        return None
-    mesh = weight.device_mesh
+    spread = _spread(weight)
 
     def add(count: Tensor) -> Tensor:
-        count = count.to(mesh.device_type)
-        for dimension, placement in enumerate(weight.placements):
-            if placement.is_shard():
-                dist.all_reduce(count, group=mesh.get_group(dimension))
+        count = count.to(spread[0][0].device_type)
+        for mesh, dimension in spread:
+            dist.all_reduce(count, group=mesh.get_group(dimension))
         return count
 
-    return add
+    return add if spread else None

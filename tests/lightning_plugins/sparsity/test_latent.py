@@ -1,6 +1,7 @@
 """Latent weights: what thresholds took is kept beneath them."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from tiny import loader, make_module, net, weights_of
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from legibility.lightning_plugins import L1Sparsity, Schedule, TopKSparsity
 from legibility.losses import reweighted_soft_threshold, soft_threshold
@@ -141,12 +142,24 @@ def sharded() -> Iterator[nn.Parameter]:
         (L1Sparsity(1.0, latent=True), r"`latent` needs whole weights; layer\.weight"),
         (TopKSparsity(0.5, latent=True), r"`latent` needs whole weights; layer\.weight"),
         (TopKSparsity(0.5, minimum_per_row=1), r"`minimum_per_row` needs whole rows; those of layer\.weight"),
-        (TopKSparsity(0.5, scope="global"), r"layer\.weight is sharded, head\.weight is whole on each"),
     ],
 )
 def test_shards_that_can_not_be_followed_are_refused(sharded: nn.Parameter, callback: Any, message: str) -> None:
     callback._weights = {"layer.weight": sharded}
-    if "is whole on each" in message:
-        callback._weights["head.weight"] = nn.Parameter(torch.randn(2, 6))
     with pytest.raises(ValueError, match=message):
+        callback._begin(None, fresh=True)
+
+
+@pytest.mark.parametrize("other", ["whole", "on all alike", "over another mesh", "by rows"])
+def test_one_count_is_of_weights_that_are_shared_out_alike(sharded: nn.Parameter, other: str) -> None:
+    mesh = init_device_mesh("cpu", (1, 1)) if other == "over another mesh" else init_device_mesh("cpu", (1,))
+    placements: Any = {"on all alike": [Replicate()], "over another mesh": [Shard(0), Shard(1)]}.get(other, [Shard(0)])
+    weight = torch.randn(6, 6)
+    callback: Any = TopKSparsity(0.5, scope="global")
+    callback._weights = {
+        "layer.weight": sharded,
+        "head.weight": nn.Parameter(weight if other == "whole" else distribute_tensor(weight, mesh, placements)),
+    }
+    message = r"layer\.weight and head\.weight are not shared out alike"
+    with nullcontext() if other == "by rows" else pytest.raises(ValueError, match=message):
         callback._begin(None, fresh=True)
