@@ -34,5 +34,9 @@ class PatChars(PatStep, SparseChars):
 
 
 RECIPE = recipe(
-    "sparsity_pat_lm.PatChars", "characters of Python's own library", (0.03, 0.06, 0.1, 0.2), seeds=5, minutes=10
+    "sparsity_pat_lm.PatChars",
+    "characters of Python's own library",
+    {0.03: {"lr": 2.4e-2}, 0.06: {"lr": 2.4e-2}, 0.1: {}, 0.2: {}},
+    seeds=5,
+    minutes=10,
 )
