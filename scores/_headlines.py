@@ -18,7 +18,7 @@ from legibility.scores.imitation._families import Family
 from legibility.scores.imitation._family_imitation import PROTOCOL
 from legibility.scores.imitation._held_out import held_out_imitation, held_out_twin
 from legibility.scores.imitation._queries import Queries
-from legibility.scores.imitation._refitted import why_unread
+from legibility.scores.imitation._rows import why_unread
 from legibility.scores.imitation._saving import imitation_saving, transfer_ratio
 from legibility.scores.imitation._watching import error_predictability
 from legibility.scores.weights._compressed import COMPRESSION_PROTOCOL, compressed_size

@@ -38,7 +38,7 @@ _FAMILIES: dict[Reads, tuple[type[Student], ...]] = {
 def auto_students(signature: Signature) -> list[Student]:
     """The two students that train with a primary by default.
 
-    Two cheap students that differ; where it was measured, one alone had about 85 % of the effect of two or three.
+    Two cheap students that differ.
 
     Args:
         signature: What is read.

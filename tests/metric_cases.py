@@ -289,3 +289,22 @@ def rows_of(given: Any, rows: slice) -> Any:
     if isinstance(given, Mapping):
         return {name: rows_of(each, rows) for name, each in given.items()}
     return given[rows]
+
+
+def tokens() -> dict[str, Any]:
+    """Their sums so far, modulo 3, where they aren't 0."""
+    ids = torch.randint(0, 3, (320, 6), generator=torch.Generator().manual_seed(4))
+    logits = nn.functional.one_hot(ids.cumsum(1) % 3, 3) * 4.0
+    return {"inputs": ids, "logits": logits, "labels": ids, "mask": ids > 0}
+
+
+ESTIMATORS = (scores.ForestEstimator(5), scores.NearestEstimator())
+ON_RANKS = CASES | {
+    "HeldOutImitation of tokens": Case(
+        lambda: scores.HeldOutImitation(ESTIMATORS),
+        tokens(),
+        scores.held_out_imitation,
+        lambda: scores.held_out_imitation(Queries(**tokens()), ESTIMATORS),
+    ),
+}
+"""Those, and what estimators make of tokens."""

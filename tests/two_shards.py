@@ -22,7 +22,9 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils.data import DataLoader
 
 from legibility.lightning_plugins import (
+    ActivationSparsity,
     GroupSparsity,
+    L1InsteadOfL2,
     L1Sparsity,
     Schedule,
     StudentLegibility,
@@ -67,7 +69,9 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
     rows, share = part_of_each_batch(12)
 
     def fit(epochs: int, start: str | None = None, save: str | None = None) -> dict[str, Any]:
-        module = make_module(pl, optimizer="adamw")
+        module = make_module(pl, optimizer="adamw", weight_decay=0.3 if which == "instead" else 0.0)
+        if which == "instead":
+            module.net.append(nn.Dropout(0.5))
         kept: dict[str, Any] = {"gradients": []}
 
         class Sharded(type(module)):  # type: ignore[misc]
@@ -90,7 +94,7 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
                     kept["weights"] = torch.cat([weight.flatten() for weight in _full(self.net.parameters())])
                 kept["names"] = [] if cut else list(self.state_dict())
                 kept["zeros"] = [
-                    float(c.zero_share()) for c in trainer.callbacks if isinstance(c, (L1Sparsity, TopKSparsity))
+                    float(c.zero_share()) for c in trainer.callbacks if hasattr(c, "zero_share") and c.active
                 ]
 
         module.__class__ = Sharded
@@ -108,14 +112,17 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
             accelerator="cpu", devices=world, strategy=strategy, max_epochs=epochs, logger=False,
             callbacks={
                 "legibility": [legibility],
+                "zero": [L1Sparsity(0.0), TopKSparsity(0.0), GroupSparsity(0.0), WiringCost(0.0)],
+                "activations": [ActivationSparsity(0.5, taps="net.1", kind="top_k", k=8)],
+                "instead": [L1InsteadOfL2(), L1Sparsity(2.0, total_steps=24)],
                 "l1": [L1Sparsity(2.0, total_steps=24)],
                 "plain": [L1Sparsity(2.0, reweighted=False, schedule=Schedule.warm_up(0.3), total_steps=24)],
                 "preconditioned": [L1Sparsity(1.0, preconditioned=0.1, total_steps=24)],
                 "goal": [L1Sparsity(sparsity=0.6, total_steps=24)],
-                "rows": [GroupSparsity(1.0, groups="rows", total_steps=24)],
-                "columns": [GroupSparsity(1.0, groups="columns", total_steps=24)],
+                "rows": [GroupSparsity(1.4, groups="rows", total_steps=24)],
+                "columns": [GroupSparsity(1.4, groups="columns", total_steps=24)],
                 "neurons": [GroupSparsity(1.0, groups="neurons", total_steps=24)],
-                "wiring": [WiringCost(2.0, swap_every=4, total_steps=24)],
+                "wiring": [WiringCost(3.0, swap_every=4, total_steps=24)],
                 "each": [TopKSparsity(0.8, heal=0.3, total_steps=24)],
                 "top_k": [TopKSparsity(0.8, scope="global", total_steps=24)],
             }[which],

@@ -6,7 +6,7 @@ READINGS = 500
 """How often in a fit a strength that finds itself looks at what it has reached."""
 
 _ARRIVAL = 0.8  # share of the steps after which the whole sparsity is asked for
-_READINGS = 20  # over about how many a loss is averaged
+_AVERAGED = 20  # over about how many a loss is averaged
 
 
 class Ascent:
@@ -59,7 +59,7 @@ class Ascent:
             self._move(gap, steps / of, gain=60.0, at_once=20.0)
             return
         assert self.loss_budget is not None
-        self._mean = value if self._mean is None else self._mean + (value - self._mean) / _READINGS
+        self._mean = value if self._mean is None else self._mean + (value - self._mean) / _AVERAGED
         gap = max(-1.0, 1 - self._mean / self.loss_budget)
         if self.factor > 0 or gap > 0:
             self._move(gap, steps / of, gain=10.0, at_once=3.0)

@@ -12,7 +12,7 @@ from legibility.lightning_plugins.sparsity._neurons import neurons
 from legibility.lightning_plugins.sparsity._penalty_step import PenaltyStep
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._units import Found, Units, heads, rows_or_columns
-from legibility.lightning_plugins.sparsity._weight_step import Stepped, skipped
+from legibility.lightning_plugins.sparsity._weight_step import Stepped, skipped, whole_model
 from legibility.lightning_plugins.sparsity._weights import target_weights
 from legibility.losses import soft_threshold
 
@@ -71,7 +71,7 @@ class GroupSparsity(PenaltyStep):
     Logs ``legibility/group/zeros`` (share of exact zeros among the targets), ``legibility/group/dead`` (share of zero
     groups), ``legibility/group/strength`` and, with a goal, ``legibility/group/factor``.
 
-    Sharded weights (FSDP2) are shortened by the lengths of their whole groups.
+    Sharded weights (FSDP2, FSDP1) are shortened by the lengths of their whole groups.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -117,7 +117,9 @@ class GroupSparsity(PenaltyStep):
 
     def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         super()._install(trainer, pl_module)
-        found = self._find(pl_module)
+        if not self._weights:  # strength 0, and nothing there
+            return
+        found = self._find(whole_model(trainer, pl_module))
         self._units, self.left_out = list(found), found.left_out
         why = "; ".join(f"{name}: {reason}" for name, reason in found.left_out.items())
         if not found:
@@ -137,7 +139,7 @@ class GroupSparsity(PenaltyStep):
         found = Found()
         found.left_out = everything.left_out
         for units in everything:
-            matrices = [piece.name for piece in units.pieces if piece.tensor.ndim > 1]
+            matrices = [piece.name for piece in units.pieces if len(piece.shape) > 1]
             missing = [name for name in matrices if name not in allowed]
             if missing or any(_matches(piece.name, self.exclude) for piece in units.pieces):
                 found.left_out[units.name] = f"{', '.join(missing) or 'its bias'} is excluded"

@@ -8,7 +8,7 @@ from torch import nn
 from torch.fx import Graph, Node, Tracer
 from torch.nn import functional
 
-from legibility.lightning_plugins.foundation._names import plain_name
+from legibility.lightning_plugins.foundation._names import plain_name, unwrapped
 from legibility.lightning_plugins.sparsity._units import Found, Piece, Tensors, Units
 
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -82,6 +82,7 @@ class _Tracer(Tracer):
 
 def _graphs(module: nn.Module, prefix: str) -> Iterator[tuple[Graph, str]]:
     """The graph of a module, or of its children where it has none or does not call them."""
+    module = unwrapped(module)
     if not any(isinstance(child, _LINEAR) for child in module.modules()):
         return
     called: set[str] = set()
@@ -106,6 +107,7 @@ def _traced(module: nn.Module) -> Graph | None:
 
 
 def _shell(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
+    module = unwrapped(module)  # what a wrapper does around each call is not the model's
     if module not in known:
         shell = known[module] = object.__new__(type(module))  # parametrised modules refuse to be copied
         shell.__dict__ = dict(module.__dict__)
@@ -143,7 +145,7 @@ class _Way:
     def __init__(self, node: Node, path: str, tensors: Tensors, path_of: Any) -> None:
         self.node, self.tensors, self.path_of = node, tensors, path_of
         self.layer: Any = tensors.modules[path]
-        self.count = self.layer.weight.shape[0]
+        self.count = tensors.piece(path, "weight", 0).count
         self.spatial = not isinstance(self.layer, nn.Linear)  # units stand in dimension 1, pixels behind
         self.flat = False
         self.between: list[Piece] = []
@@ -217,9 +219,9 @@ class _Way:
     def _arrive(self, node: Node) -> str | None:
         path = self.path_of(node)
         reader: Any = self.tensors.modules[path]
-        width = reader.weight.shape[1] * getattr(reader, "groups", 1)
         if getattr(reader, "groups", 1) != 1 or getattr(self.layer, "groups", 1) != 1:
             return f"it or {path}, which reads it, is a grouped convolution"
+        width = self.tensors.piece(path, "weight", 1).count
         alike = type(reader).forward is type(self.layer).forward
         if width % self.count or not (
             width == self.count and alike if not self.flat else isinstance(reader, nn.Linear)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from legibility.lightning_plugins.sparsity._flat_pieces import refuse_sharded
 from legibility.lightning_plugins.sparsity._neurons import neurons
 from legibility.lightning_plugins.sparsity._units import Piece, Units
 
@@ -48,7 +49,7 @@ def remove_dead_neurons(model: nn.Module) -> Smaller:
         The smaller model, what was removed, and what was left.
 
     Raises:
-        ValueError: Weights are sharded (a DTensor): gather them first.
+        ValueError: Weights are sharded: gather them first.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -57,8 +58,7 @@ def remove_dead_neurons(model: nn.Module) -> Smaller:
         >>> smaller.model[0], smaller.removed
         (Linear(in_features=3, out_features=2, bias=True), {'0': 2})
     """
-    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
-        raise ValueError("`model` has sharded weights (DTensor): load a full state dict into an unsharded copy first.")
+    refuse_sharded(model)
     model = copy.deepcopy(model)
     removed: dict[str, int] = {}
     while True:

@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from legibility.lightning_plugins.sparsity._flat_pieces import refuse_sharded
+
 
 class SparseLinear(nn.Module):
     """A linear layer for evaluation whose weight is a compressed sparse row (CSR) tensor.
@@ -86,7 +88,7 @@ def to_torch_sparse(model: nn.Module, layout: Literal["csr", "2:4"] = "csr", lea
         least: Share of zeros below which a layer stays dense; of no account to "2:4".
 
     Raises:
-        ValueError: An unknown layout, ``least`` outside of [0, 1], or sharded weights (a DTensor).
+        ValueError: An unknown layout, ``least`` outside of [0, 1], or sharded weights.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -101,15 +103,17 @@ def to_torch_sparse(model: nn.Module, layout: Literal["csr", "2:4"] = "csr", lea
         raise ValueError(f'`layout` must be "csr" or "2:4", got {layout!r}.')
     if not 0 <= least <= 1:
         raise ValueError(f"`least` is a share from 0 to 1, got {least}.")
-    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
-        raise ValueError("`model` has sharded weights (DTensor): load a full state dict into an unsharded copy first.")
+    refuse_sharded(model)
     found = HandedOver(copy.deepcopy(model), {}, {})
     holder = nn.ModuleDict({"model": found.model})  # so that a model that is one layer has an owner too
-    for owner in list(holder.modules()):
-        for name, layer in list(owner.named_children()):
+    done: dict[nn.Module, nn.Module] = {}  # a layer may hang in several places
+    for place, owner in list(holder.named_modules()):
+        for name, layer in list(owner._modules.items()):
             if isinstance(layer, nn.Linear):
-                path = next(p for p, m in holder.named_modules(remove_duplicate=False) if m is layer)
-                _hand_over(owner, name, layer, path.removeprefix("model.").replace("model", ""), layout, least, found)
+                if layer not in done:
+                    path = f"{place}.{name}".removeprefix(".").removeprefix("model").removeprefix(".")
+                    done[layer] = _handed_over(owner, layer, path, layout, least, found)
+                setattr(owner, name, done[layer])
     for module in found.model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # the fast path reads weights without calling their layers
@@ -118,22 +122,22 @@ def to_torch_sparse(model: nn.Module, layout: Literal["csr", "2:4"] = "csr", lea
     return found._replace(model=holder["model"])
 
 
-def _hand_over(
-    owner: nn.Module, name: str, layer: nn.Linear, path: str, layout: str, least: float, found: HandedOver
-) -> None:
+def _handed_over(
+    owner: nn.Module, layer: nn.Linear, path: str, layout: str, least: float, found: HandedOver
+) -> nn.Module:
     zeros = int((layer.weight == 0).sum()) / max(1, layer.weight.numel())
     reason = _why_not(owner, layer) or (_not_2_to_4(layer.weight) if layout == "2:4" else None)
     if reason is None and layout == "csr" and zeros < least:
         reason = f"has {100 * zeros:.0f} % zeros"
     if reason is not None:
         found.left[path] = reason
-        return
+        return layer
+    found.taken[path] = zeros
     if layout == "2:4":
         weight = torch.sparse.to_sparse_semi_structured(layer.weight.detach().contiguous())
         layer.weight = nn.Parameter(weight, requires_grad=False)
-    else:
-        setattr(owner, name, SparseLinear(layer.weight, layer.bias))
-    found.taken[path] = zeros
+        return layer
+    return SparseLinear(layer.weight, layer.bias)
 
 
 def _why_not(owner: nn.Module, layer: nn.Linear) -> str | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from legibility.lightning_plugins.foundation._names import plain_name
+from legibility.lightning_plugins.sparsity._flat_pieces import Cut, cuts
 
 PIECE = 1 << 16  # weights that are taken at a time where the processor's cache counts
 
@@ -26,6 +27,7 @@ class Piece:
         owner: The module that holds it,
         attribute: under this name.
         tensor: A parameter or a buffer.
+        cut: How FSDP1 has cut it, if it has.
     """
 
     name: str
@@ -35,11 +37,17 @@ class Piece:
     dim: int
     outer: int = 1
     inner: int = 1
+    cut: Cut | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the whole tensor."""
+        return self.tensor.shape if self.cut is None else self.cut.shape
 
     @property
     def count(self) -> int:
         """Number of units."""
-        return self.tensor.shape[self.dim] // (self.outer * self.inner)
+        return self.shape[self.dim] // (self.outer * self.inner)
 
     def of_each_slice(self, values: Tensor) -> Tensor:
         """One value for each unit, repeated for each slice along ``dim``."""
@@ -52,7 +60,7 @@ class Piece:
 
     def squares(self) -> Tensor:
         """Sum of squares of each unit's weights, in float32 at least; of a sharded tensor over all ranks."""
-        tensor = self.tensor.detach()
+        tensor = self.tensor.detach() if self.cut is None else self.cut.block(self.tensor)
         dtype = None if tensor.dtype == torch.float64 else torch.float32
         others = [d for d in range(tensor.ndim) if d != self.dim]
         sums: Any  # a DTensor knows more than a Tensor
@@ -66,13 +74,17 @@ class Piece:
             sums = torch.linalg.vector_norm(tensor, dim=others, dtype=dtype).square()
         else:
             sums = tensor.to(dtype).square()
+        if self.cut is not None:
+            sums = self.cut.total(sums, self.dim)
         found: Tensor = sums.view(self.outer, -1, self.inner).sum((0, 2))
         return found
 
     def scale(self, factors: Tensor) -> None:
         """Multiplies each unit's weights by a factor, in place; computed in float32 at least."""
         tensor, each = self.tensor.detach(), self.of_each_slice(factors)
-        each = each.view([-1 if d == self.dim else 1 for d in range(tensor.ndim)])
+        each = each.view([-1 if d == self.dim else 1 for d in range(len(self.shape))])
+        if self.cut is not None:
+            each = self.cut.part(each)
         if isinstance(tensor, DTensor):
             mesh = tensor.device_mesh
             each = DTensor.from_local(each, mesh, [Replicate()] * mesh.ndim, run_check=False)
@@ -113,7 +125,7 @@ class Units:
     @property
     def size(self) -> float:
         """Number of weights of one unit."""
-        return sum(piece.tensor.numel() for piece in self.pieces) / self.count
+        return sum(piece.shape.numel() for piece in self.pieces) / self.count
 
     def lengths(self) -> Tensor:
         """Euclidean norm of each unit's weights together."""
@@ -131,6 +143,7 @@ class Tensors:
             for parameter in module._parameters.values():
                 if parameter is not None:
                     self._seen[id(parameter)] = self._seen.get(id(parameter), 0) + 1
+        self._cuts = cuts(root)
 
     def why_not(self, module: nn.Module, attributes: Sequence[str]) -> str | None:
         """Why a module's tensors can't be taken for those of its units; None if they can."""
@@ -150,7 +163,8 @@ class Tensors:
         """The slices of a module's tensor."""
         module = self.modules[path]
         name = f"{path}.{attribute}" if path else attribute
-        return Piece(name, module, attribute, getattr(module, attribute), dim, outer, inner)
+        tensor = getattr(module, attribute)
+        return Piece(name, module, attribute, tensor, dim, outer, inner, self._cuts.get(id(tensor)))
 
     def with_bias(self, path: str, attribute: str, bias: str, outer: int = 1, inner: int = 1) -> tuple[Piece, ...]:
         """The rows of a module's weight, and its biases if it has any."""
@@ -195,7 +209,7 @@ def heads(root: nn.Module) -> Found:
         matrices = ["in_proj_weight"] if together else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
         biases = ["in_proj_bias"] if module.in_proj_bias is not None else []
         output = f"{path}.out_proj" if path else "out_proj"
-        reason = tensors.why_not(module, matrices + biases) or tensors.why_not(module.out_proj, ["weight"])
+        reason = tensors.why_not(module, matrices + biases) or tensors.why_not(tensors.modules[output], ["weight"])
         if reason is not None:
             found.left_out[path] = reason
             continue

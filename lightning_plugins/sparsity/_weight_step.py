@@ -14,7 +14,7 @@ from legibility.lightning_plugins.foundation._callback import (
     is_logging_step,
     total_steps,
 )
-from legibility.lightning_plugins.sparsity._flat_pieces import Cut, cuts, with_gradient
+from legibility.lightning_plugins.sparsity._flat_pieces import Cut, cuts, why_not, with_gradient
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weights import (
     embedding_weights,
@@ -59,8 +59,6 @@ class WeightStep(LegibilityCallback):
 
     #: Under which name it logs.
     term = ""
-    #: Whether it treats each weight by itself, wherever it stands: then flat pieces of weights (FSDP1) will do.
-    takes_flat_pieces = False
 
     def __init__(
         self,
@@ -111,28 +109,26 @@ class WeightStep(LegibilityCallback):
         return self._generate_state_key(targets=self.targets, exclude=self.exclude)
 
     def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        # FSDP1 wraps the whole module, and only the wrapper knows the shapes.
-        wrapped = type(trainer.model).__name__ == "FullyShardedDataParallel"
-        root = trainer.model if wrapped and trainer.model is not None else pl_module
+        root = whole_model(trainer, pl_module)
+        hidden = why_not(root)
+        if self.active and hidden:
+            raise ValueError(f"`targets`: {hidden}")
         self._cuts = cuts(root)
         # With nothing to do, nothing needs to be there.
-        idle = not self.active and not penalisable_weights(root)
+        idle = not self.active and (hidden is not None or not penalisable_weights(root))
         self._weights = {} if idle else target_weights(root, self.targets, self.exclude)
         self._embeddings = embedding_weights(root)
         if self.active:
-            self._refuse_cut()
+            self._refuse_cut_embeddings()
         self._reset()
 
-    def _refuse_cut(self) -> None:
-        """Says what can't be done with flat pieces."""
-        cut = [name for name, weight in self._weights.items() if id(weight) in self._cuts]
-        rare = [name for name in cut if id(self._weights[name]) in self._embeddings]
-        if cut and (rare or not self.takes_flat_pieces):
-            what = f"{rare[0]}, an embedding," if rare else type(self).__name__
-            raise ValueError(
-                f"`targets`: {what} needs rows, and FSDPStrategy (FSDP1) keeps flat pieces of weights, which cut them. "
-                "Use ModelParallelStrategy (FSDP2), whose weights keep their shape."
-            )
+    def _refuse_cut_embeddings(self) -> None:
+        for name, weight in self._weights.items():
+            if id(weight) in self._cuts and id(weight) in self._embeddings:
+                raise ValueError(
+                    f"`targets`: {name}, an embedding, needs rows, and FSDPStrategy (FSDP1) keeps flat pieces of weights, "
+                    "which cut them. Use ModelParallelStrategy (FSDP2), whose weights keep their shape."
+                )
 
     def _seen(self, parameter: nn.Parameter) -> Tensor:
         """The data of a weight; of one that is sharded, a DTensor."""
@@ -311,6 +307,12 @@ class WeightStep(LegibilityCallback):
         with torch.no_grad():
             for name, zeros in (self._latest | self._zeros).items():
                 self._seen(self._weights[name]).masked_fill_(zeros, 0.0)
+
+
+def whole_model(trainer: "Trainer", pl_module: "LightningModule") -> nn.Module:
+    """The module or, under FSDP1, its wrapper, which alone knows the shapes."""
+    wrapped = type(trainer.model).__name__ == "FullyShardedDataParallel"
+    return trainer.model if wrapped and trainer.model is not None else pl_module
 
 
 def skipped(optimizer: Optimizer, device: torch.device) -> Tensor | None:

@@ -77,7 +77,7 @@ def target_weights(
 
     Raises:
         ValueError: A pattern of ``targets`` or ``exclude`` matches nothing, names a parametrised weight, or nothing is
-            left; FSDP1 hides the weights.
+            left.
     """
     _refuse_parametrised(root, targets)
     weights = penalisable_weights(root)

@@ -1,7 +1,7 @@
 """Where neurons stand, how long the wires between them are, and which two should change places."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,9 +29,11 @@ class Wires:
 
     def loads(self) -> Tensor:
         """Sum of absolute weights between each two units, (units written, units read), in float32."""
-        weight = self.weight.detach()
+        weight, cut = self.weight.detach(), self.columns.cut
+        weight = weight if cut is None else cut.block(weight)
         weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).float().abs()
         weight = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
+        weight = weight if cut is None else cut.total(weight, 0, 1)
         return weight.view(len(weight), self.columns.outer, -1, self.columns.inner).sum((1, 3))
 
 
@@ -61,11 +63,11 @@ class Wiring:
         for name in dict.fromkeys([*rows, *outgoing]):
             layer = name.removesuffix(".weight")
             _, piece = rows.get(name) or outgoing[name]
-            whole = Piece(name, piece.owner, piece.attribute, piece.tensor, 1)
+            whole = replace(piece, dim=1, outer=1, inner=1)
             reads, columns = outgoing.get(name, (f"inputs of {layer}", whole))
             self.wires[name] = Wires(name, piece.tensor, reads, layer, columns)
             self.places.setdefault(reads, torch.arange(columns.count))
-            self.places.setdefault(layer, torch.arange(len(piece.tensor)))
+            self.places.setdefault(layer, torch.arange(piece.shape[0]))
 
     def positions(self, line: str) -> Tensor:
         """Where each unit of a line stands, in (0, 1)."""
@@ -73,13 +75,15 @@ class Wiring:
         return (places + 0.5) / len(places)
 
     def prices(self, name: str) -> Tensor:
-        """The price of each weight, of its shape up to dimensions of size 1; sharded as the weight is."""
+        """The price of each weight, of its shape up to dimensions of size 1; sharded or cut as the weight is."""
         if name not in self._prices:
             wires = self.wires[name]
             each = wires.columns.of_each_slice(self.positions(wires.reads))
             prices = self._price(self.positions(wires.writes)[:, None], each)
-            prices = (prices / prices.mean()).view(*prices.shape, *[1] * (wires.weight.ndim - 2))
+            prices = (prices / prices.mean()).view(*prices.shape, *[1] * (len(wires.columns.shape) - 2))
             prices = prices.to(wires.weight.device)
+            if wires.columns.cut is not None:
+                prices = wires.columns.cut.part(prices)
             if isinstance(wires.weight, DTensor):
                 mesh = wires.weight.device_mesh
                 prices = DTensor.from_local(prices, mesh, [Replicate()] * mesh.ndim, run_check=False)

@@ -12,7 +12,8 @@ from legibility.lightning_plugins.sparsity._neurons import neurons
 from legibility.lightning_plugins.sparsity._penalty_step import PenaltyStep
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._units import Found, Piece
-from legibility.lightning_plugins.sparsity._weight_step import Stepped, skipped
+from legibility.lightning_plugins.sparsity._weight_step import Stepped, skipped, whole_model
+from legibility.lightning_plugins.sparsity._weights import local
 from legibility.lightning_plugins.sparsity._wiring import Wiring
 from legibility.losses import reweighted_soft_threshold, root_mean_square, soft_threshold
 
@@ -65,6 +66,8 @@ class WiringCost(PenaltyStep):
     connection, weighted by size; .33 where size and place have nothing to do with each other) and, with a goal,
     ``legibility/wiring/factor``.
 
+    Sharded weights (FSDP2, FSDP1) pay the prices of whole ones; :meth:`arrange` needs them whole.
+
     Example:
         >>> from pytorch_lightning import Trainer
         >>> callback = WiringCost(20.0)
@@ -112,10 +115,12 @@ class WiringCost(PenaltyStep):
 
     def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         super()._install(trainer, pl_module)
-        found, everything = Found(), neurons(pl_module)
+        if not self._weights:  # strength 0, and nothing there
+            return
+        found, everything = Found(), neurons(whole_model(trainer, pl_module))
         self.left_out = everything.left_out
         found += [
-            units for units in everything if all(p.name in self._weights for p in units.pieces if p.tensor.ndim > 1)
+            units for units in everything if all(p.name in self._weights for p in units.pieces if len(p.shape) > 1)
         ]
         self.wiring, self._found = Wiring(found, self.nearest, self.slope), found
         why = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
@@ -135,8 +140,8 @@ class WiringCost(PenaltyStep):
         for line, places in self._tensors.items():
             self.wiring.move(line, places.clone())
         if fresh:
-            for name, weight in self._weights.items():
-                self._memory[f"rms.{name}"] = float(root_mean_square(weight.detach()))
+            for name, weight in self._data().items():
+                self._memory[f"rms.{name}"] = float(root_mean_square(weight))
         self._tensors = self.wiring.places
         super()._begin(trainer, fresh)
 
@@ -147,13 +152,13 @@ class WiringCost(PenaltyStep):
             threshold = self._threshold(self._budget[one.name], size, one.pace, step)
             threshold = self._collected(one.name, one.weight.dtype, size, threshold)
             if threshold > 0:
-                skip = skipped(optimizer, one.weight.device)
-                each = self.wiring.prices(one.name) * (threshold if skip is None else threshold * (1 - skip))
+                held, skip = local(one.weight), skipped(optimizer, one.weight.device)
+                each = local(self.wiring.prices(one.name)) * (threshold if skip is None else threshold * (1 - skip))
                 if self.reweighted:
-                    shrunk = reweighted_soft_threshold(one.weight, each, epsilon=0.1 * size + 1e-30)
+                    shrunk = reweighted_soft_threshold(held, each, epsilon=0.1 * size + 1e-30)
                 else:
-                    shrunk = soft_threshold(one.weight, each)
-                one.weight.copy_(shrunk)
+                    shrunk = soft_threshold(held, each)
+                held.copy_(shrunk)
         if self.swap_every > 0 and (step + 1) % self.swap_every == 0:
             self.wiring.improve({name: self._budget[name] * self._memory[f"rms.{name}"] for name in self._weights})
 
@@ -179,13 +184,13 @@ class WiringCost(PenaltyStep):
 
         Raises:
             RuntimeError: Before the first fit.
-            ValueError: Weights are sharded (a DTensor).
+            ValueError: Weights are sharded (a DTensor, or by FSDP1).
         """
         if self.wiring is None:
             raise RuntimeError("There are no places before the first fit.")
         for units in self._found:
-            if any(hasattr(piece.tensor, "full_tensor") for piece in units.pieces):
-                raise ValueError("`arrange` needs whole weights; these are sharded (DTensor).")
+            if any(piece.cut or hasattr(piece.tensor, "full_tensor") for piece in units.pieces):
+                raise ValueError("`arrange` needs whole weights; these are sharded.")
             order = self.wiring.places[units.name].argsort()
             for piece in (*units.pieces, *units.between):
                 _reorder(piece, order, optimizers)

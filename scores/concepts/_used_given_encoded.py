@@ -112,11 +112,10 @@ def used_given_encoded(
         per concept, one eigendecomposition `units x units`.
         Controls: permuted labels (inside). A random-init network must be measured beside it: its answers go by the
         directions of largest variance, which encode concepts too. Ordinarily it is as good as constant and has no
-        score, but with its logits amplified it had the *share* of the trained one for nested concepts of digits (class,
-        parity, ...); `excess_use` told them apart (.18 against .48). Never read the share without it.
+        score, but with its logits amplified it has a *share* and some excess use as well: never read them without it.
         `headline_scores` gives no value to a model that isn't surely better than the commonest label.
-        Errs low: random labels erase part of what is used, so weak uses are missed (on heads that read a random subset
-        of six concepts the share was .21 too small and had rank correlation .78 with the truth).
+        Errs low: random labels erase part of what is used, so weak uses are missed (`docs/audit_concept_scores.md` says
+        how many, and what an amplified net has).
         Gamed by: an amplified untrained net (above); a choice of concepts that are the task's own classes; a layer near
         the output. Not by temperature, rescaled or rotated units: answers are
         compared at one scale, decodability and erasure are affine.

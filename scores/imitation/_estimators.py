@@ -1,14 +1,14 @@
 """Families that gradients don't reach: forest, nearest neighbours, kernel machine, small tree (scikit-learn)."""
 
-import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from legibility.scores._optional import optional
+from legibility.scores.imitation._rows import ESTIMATORS, Array
+
 MOST_ROWS = 4096
 """An estimator is fitted to no more rows than this, the first ones."""
 
@@ -17,8 +17,10 @@ MOST_ROWS = 4096
 class Estimator(ABC):
     """A held-out family fitted by scikit-learn (extra `sklearn`): no gradient, so nothing that a primary adapted to.
 
-    It reads rows of numbers (features, images, sequences with one answer; flattened) and gives one answer for each;
-    tokens and answers per position are left to the neural families. All of its settings are numbers of at least 1.
+    It reads rows of numbers (features, images, sequences with one answer; flattened) and gives one answer for each, or
+    tokens with an answer each (at each, the last 8 are its row). Tokens with one answer for all, numbers with one per
+    position, and more than 256 answers to a token are left to the neural families. All of its settings are numbers of at
+    least 1.
     """
 
     def __post_init__(self) -> None:
@@ -167,7 +169,7 @@ class _Nearest:
         self.fitted: Any = None
 
     def fit(self, rows: Array, target: Array) -> "_Nearest":
-        self.fitted = self.kind(min(self.neighbours, len(rows))).fit(rows, target)
+        self.fitted = self.kind(min(self.neighbours, len(target))).fit(rows, target)
         self.classes_ = getattr(self.fitted, "classes_", None)
         return self
 
@@ -194,9 +196,4 @@ def _smoothed(shares: Array, voters: Any, classes: int) -> Array:
 
 
 def _sklearn(module: str) -> Any:
-    try:
-        return importlib.import_module(f"sklearn.{module}")
-    except ImportError as error:
-        raise ImportError(
-            'Families without gradients need scikit-learn: pip install "legibility[sklearn]", or give only students.'
-        ) from error
+    return optional(f"sklearn.{module}", ESTIMATORS)

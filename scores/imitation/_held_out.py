@@ -51,7 +51,11 @@ def held_out_imitation(
     An estimator (`default_estimators`: forest, nearest neighbours, kernel machine, bounded tree) follows the same
     protocol, but is fitted anew to all earlier blocks, at most 4096 rows, before each block. Its temperature is the best
     one for the block before, at least .05. For `kl` it is fitted to the primary's probabilities. It learns no taps.
-    Tokens and answers per position are not for it: all its scores are NaN then.
+    Of tokens `i` with an answer each it reads, at position `t`, `[e(i_t), 2^(-1/2) e(i_(t-1)), ..., 2^(-7/2) e(i_(t-7))]`
+    times one factor for all: `e` is one-hot; what stands before the first token, and negative ids (padding), is one token
+    more. In squared distances a token weighs more than all before it, so the nearest rows have the longest common ending.
+    The 4096 rows are positions that count. Tokens with one answer for all, numbers with one per position, and more than
+    256 answers to a token are not for it: all its scores are NaN then.
 
     Compare only results of the same version, queries, students, settings and taps: learning the taps as well changes
     how well a student learns the output.

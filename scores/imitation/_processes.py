@@ -1,10 +1,11 @@
 """Fits of networks side by side, each in a process of its own: Python's lock would keep threads waiting for each other."""
 
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
+
+from legibility.scores._optional import optional
 
 Result = TypeVar("Result")
 
@@ -26,12 +27,7 @@ def in_processes(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...
         for each in arguments:
             yield work(*each)
         return
-    try:
-        joblib = importlib.import_module("joblib")
-    except ImportError as error:
-        raise ImportError(
-            '`jobs` above 1 needs joblib: pip install "legibility[sklearn]", or pass `jobs=1`.'
-        ) from error
+    joblib = optional("joblib", "`jobs` above 1")
     threads = torch.get_num_threads()
     # Tensors as they are: memory-mapped arrays would be read-only.
     parallel = joblib.Parallel(n_jobs=jobs, backend="loky", return_as="generator", max_nbytes=None)

@@ -1,6 +1,5 @@
 """The held-out protocol for estimators: fitted anew to everything that was sent, before each block."""
 
-import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,24 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from legibility.scores._optional import optional
 from legibility.scores.imitation._code_length import MIXTURE, kt_code_length, prediction_code_length
 from legibility.scores.imitation._decisions import Decisions, no_decisions, sent
 from legibility.scores.imitation._distribution import Distribution
-from legibility.scores.imitation._estimators import MOST_ROWS, Array, Estimator
+from legibility.scores.imitation._estimators import MOST_ROWS, Estimator
 from legibility.scores.imitation._queries import Queries
+from legibility.scores.imitation._rows import ESTIMATORS, Array, counted_rows
 from legibility.scores.imitation._temperature import match_temperature
 
 _COLDEST, _HOTTEST = 0.05, 100.0
 _UNSEEN = -12.0  # logit of a class that didn't occur in what was learnt from
-
-
-def why_unread(queries: Queries) -> str | None:
-    """Why estimators can't read these queries; None if they can."""
-    if not queries.inputs.is_floating_point():
-        return "estimators read rows of numbers, not tokens"
-    if queries.logits.ndim != 2:
-        return "estimators give one answer per row, not one per position"
-    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +47,7 @@ def refit(
 
     Args:
         queries: that `why_unread` doesn't object to.
-        labels: `(N,)`, what is sent.
+        labels: `(N,)` or `(N, T)`, what is sent.
         families: the estimators.
         edges: where blocks end.
         shares: whether the distribution is learnt as well.
@@ -66,20 +58,17 @@ def refit(
     Returns:
         by family, in their order.
     """
-    counted = queries.counted.cpu()
-    rows = _rows(queries)[counted.numpy()]
+    rows, counted = counted_rows(queries), queries.counted.cpu()
     target = labels.cpu()[counted]
     log_p = queries.logits[queries.counted].cpu().log_softmax(-1, dtype=torch.float64)
     classes = queries.logits.shape[-1]
-    places = [int(counted[:edge].sum()) for edge in edges]
-    blocks = list(itertools.pairwise(places))
+    places = _places(queries, edges)
     nothing = Distribution(math.nan, {}, {})
     if len(torch.unique(target)) < 2:
         return [(no_decisions(), nothing) for _ in families]
-    # The first half of the first block predicts its second: for the first temperature only.
-    asked_about = [(places[0] // 2, places[0]), *blocks]
-    todo = [_Job(f, start, stop, False) for f in range(len(families)) for start, stop in asked_about]
-    todo += [_Job(f, *blocks[-1], True) for f in range(len(families)) if shares]
+    last = slice(*places[-2:])
+    todo = [_Job(f, start, stop, False) for f in range(len(families)) for start, stop in _asked_about(places)]
+    todo += [_Job(f, last.start, last.stop, True) for f in range(len(families)) if shares]
 
     def work(job: _Job) -> Tensor:
         family, known = families[job.family], slice(0, min(job.start, MOST_ROWS))
@@ -92,20 +81,36 @@ def refit(
     results = []
     for f in range(len(families)):
         answers = {job: answer for job, answer in found.items() if job.family == f}
-        decisions = _decisions([a for job, a in answers.items() if not job.shares], target, places, classes)
+        logits = torch.cat([a for job, a in answers.items() if not job.shares])
+        decisions = _decisions(logits, target, places, classes)
         soft = next((a for job, a in answers.items() if job.shares), None)
-        if soft is None or not len(soft):
+        if soft is None:
             results.append((decisions, nothing))
             continue
-        real = log_p[slice(*blocks[-1])]
+        real = log_p[last]
         divergence = (real.exp() * (real - soft.log())).sum(-1).mean()
         results.append((decisions, Distribution(float(divergence), {}, {})))
     return results
 
 
-def fits_of(families: Sequence[Estimator], edges: list[int], shares: bool) -> int:
+def fits_of(queries: Queries, families: Sequence[Estimator], edges: list[int], shares: bool) -> int:
     """How often `refit` calls `advance`."""
-    return len(families) * (len(edges) + shares)
+    return len(families) * (len(_asked_about(_places(queries, edges))) + shares)
+
+
+def _places(queries: Queries, edges: list[int]) -> list[int]:
+    """Where blocks end, in positions that count."""
+    return [int(queries.counted[:edge].sum()) for edge in edges]
+
+
+def _asked_about(places: list[int]) -> list[tuple[int, int]]:
+    """From where to where each fit is asked about: one block, or all of them once `MOST_ROWS` are known.
+
+    The first half of the first block predicts its second: for the first temperature only.
+    """
+    starts = sorted({places[0] // 2, *places[:-1]})
+    again = [start for start in starts if start >= MOST_ROWS][1:]
+    return list(itertools.pairwise([*starts[: len(starts) - len(again)], places[-1]]))
 
 
 def fitted_logits(family: Estimator, rows: Array, target: Tensor, asked: Array, classes: int, seed: int) -> Tensor:
@@ -113,51 +118,39 @@ def fitted_logits(family: Estimator, rows: Array, target: Tensor, asked: Array, 
     return _logits(family, rows[:MOST_ROWS], target[:MOST_ROWS], asked, classes, seed)
 
 
-def standardised(inputs: Tensor, like: Tensor | None = None) -> Array:
-    """Rows of numbers with mean 0 and variance 1 by feature, of `like` if given."""
-    flat, base = (t.detach().cpu().double().flatten(1) for t in (inputs, inputs if like is None else like))
-    spread = base.std(0, correction=0)
-    found: Array = ((flat - base.mean(0)) / torch.where(spread > 0, spread, 1.0)).numpy()
-    return found
-
-
-def _rows(queries: Queries) -> Array:
-    inputs = queries.inputs
-    if queries.positions_to_read is not None:
-        shape = (*queries.positions_to_read.shape, *[1] * (inputs.ndim - 2))
-        inputs = inputs.where(queries.positions_to_read.to(inputs.device).view(shape), 0.0)
-    return standardised(inputs)
-
-
 def _logits(family: Estimator, rows: Array, target: Tensor, asked: Array, classes: int, seed: int) -> Tensor:
-    if not len(asked):
-        return torch.zeros(0, classes, dtype=torch.float64)
+    asked_count = asked.shape[0]  # a sparse matrix has no length
     counts = torch.bincount(target, minlength=classes).double()
     if int((counts > 0).sum()) < 2:
-        return ((counts + 0.5) / (counts.sum() + classes / 2)).log().expand(len(asked), classes)
+        return ((counts + 0.5) / (counts.sum() + classes / 2)).log().expand(asked_count, classes)
     fitted = family.classifier(seed).fit(rows, target.numpy())
-    logits = torch.full((len(asked), classes), _UNSEEN, dtype=torch.float64)
-    logits[:, torch.as_tensor(fitted.classes_)] = torch.as_tensor(family.scores(fitted, asked, classes))
+    logits = torch.full((asked_count, classes), _UNSEEN, dtype=torch.float64)
+    for start in range(0, asked_count, MOST_ROWS):
+        part = slice(start, start + MOST_ROWS)  # a kernel machine takes a number for each row and pair of classes
+        logits[part, torch.as_tensor(fitted.classes_)] = torch.as_tensor(family.scores(fitted, asked[part], classes))
     return logits
 
 
 def _shares(family: Estimator, rows: Array, shares: Array, asked: Array, seed: int) -> Tensor:
-    said = torch.as_tensor(family.regressor(seed).fit(rows, shares).predict(asked)).double().clamp(min=0.0)
+    fitted = family.regressor(seed).fit(rows, shares)
+    parts = [fitted.predict(asked[start : start + MOST_ROWS]) for start in range(0, asked.shape[0], MOST_ROWS)]
+    said = torch.as_tensor(np.concatenate(parts)).double().clamp(min=0.0)
     total = said.sum(-1, keepdim=True)
     said = torch.where(total > 0, said / total, 1.0 / said.shape[-1])
     return (1.0 - MIXTURE) * said + MIXTURE / said.shape[-1]
 
 
-def _decisions(answers: list[Tensor], target: Tensor, places: list[int], classes: int) -> Decisions:
-    first = target[: places[0]]
+def _decisions(logits: Tensor, target: Tensor, places: list[int], classes: int) -> Decisions:
+    """From the answers about all positions after half of the first block."""
+    first, half = target[: places[0]], places[0] // 2
     blocks = [(len(first), float(kt_code_length(torch.bincount(first, minlength=classes))))]
     wrong, last = 0, 0
-    temperature = _calibrated(answers[0], target[places[0] // 2 : places[0]])
-    for logits, (start, stop) in zip(answers[1:], itertools.pairwise(places), strict=True):
-        true = target[start:stop]
-        blocks.append((len(true), float(prediction_code_length(logits / temperature, true).sum())))
-        wrong, last = int((logits.argmax(-1) != true).sum()), len(true)
-        temperature = _calibrated(logits, true) if len(true) else temperature
+    temperature = _calibrated(logits[: places[0] - half], target[half : places[0]])
+    for start, stop in itertools.pairwise(places):
+        answers, true = logits[start - half : stop - half], target[start:stop]
+        blocks.append((len(true), float(prediction_code_length(answers / temperature, true).sum())))
+        wrong, last = int((answers.argmax(-1) != true).sum()), len(true)
+        temperature = _calibrated(answers, true) if len(true) else temperature
     null = float(kt_code_length(torch.bincount(target, minlength=classes)))
     return sent(blocks, null, wrong / last if last else math.nan)
 
@@ -177,7 +170,7 @@ def _in_parallel(
     advance: Callable[[str], None],
 ) -> Iterator[Tensor]:
     """Results in order. Threads, for scikit-learn's loops run without Python's lock; each fit with one thread."""
-    joblib, threads = importlib.import_module("joblib"), importlib.import_module("threadpoolctl")
+    joblib, threads = optional("joblib", ESTIMATORS), optional("threadpoolctl", ESTIMATORS)
     count = torch.get_num_threads() if jobs is None else jobs
     with threads.threadpool_limits(1), np.errstate(all="ignore"):
         results = joblib.Parallel(n_jobs=count, backend="threading", return_as="generator")(

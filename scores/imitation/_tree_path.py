@@ -1,15 +1,15 @@
 """Tree path length: how many questions a person would have to answer to follow the primary's decisions."""
 
-import importlib
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from legibility.scores._optional import optional
 from legibility.scores.imitation._held_out import why_constant
 from legibility.scores.imitation._queries import Queries
-from legibility.scores.imitation._refitted import why_unread
+from legibility.scores.imitation._rows import why_unread
 
 DEEPEST = 16
 _LEAST_ROWS = 64
@@ -77,7 +77,9 @@ def tree_path_length(queries: Queries, *, fidelity: float = 0.9, seed: int = 0) 
     """
     if not 0.0 < fidelity <= 1.0:
         raise ValueError(f"`fidelity` must be in (0, 1], got {fidelity}.")
-    reason = why_unread(queries)
+    reason = (
+        why_unread(queries) if queries.inputs.is_floating_point() else "estimators read rows of numbers, not tokens"
+    )
     if reason is not None:
         return TreePath(reason=reason.replace("estimators", "trees"))
     counted = queries.counted.cpu()
@@ -105,7 +107,7 @@ def tree_path_length(queries: Queries, *, fidelity: float = 0.9, seed: int = 0) 
 
 
 def _smallest(rows: Any, target: Any, fidelity: float, seed: int) -> TreePath:
-    tree = _tree()
+    tree = optional("sklearn.tree", "Tree path length")
     half = len(rows) // 2
     leaves, best = 2, 0.0
     while leaves <= half:
@@ -127,10 +129,3 @@ def _next(leaves: int) -> int:
     """4, 6, 8, 12, 16, 24, ..."""
     power = 1 << (leaves.bit_length() - 1)
     return power + power // 2 if leaves == power else 2 * power
-
-
-def _tree() -> Any:
-    try:
-        return importlib.import_module("sklearn.tree")
-    except ImportError as error:
-        raise ImportError('Tree path length needs scikit-learn: pip install "legibility[sklearn]".') from error

@@ -11,7 +11,8 @@ from legibility.scores.imitation._estimators import Estimator
 from legibility.scores.imitation._families import Family, Imitator, Training, family_names, isolated
 from legibility.scores.imitation._processes import in_processes, networks_at_a_time
 from legibility.scores.imitation._queries import Queries
-from legibility.scores.imitation._refitted import fitted_logits, standardised, why_unread
+from legibility.scores.imitation._refitted import fitted_logits
+from legibility.scores.imitation._rows import counted_rows, why_unread
 from legibility.students import Prediction, read_signature
 
 
@@ -141,14 +142,9 @@ def _foretold(queries: Queries, target: Tensor, seen: int, family: Family, train
         unread = why_unread(queries)
         if unread is not None:
             raise ValueError(f"`families`: {type(family).__name__} can't be asked: {unread}.")
-        known, asked = counted[:seen].cpu(), counted[seen:].cpu()
-        rows = standardised(queries.inputs, like=queries.inputs[:seen])
-        learnt = target[:seen].cpu()[known]
-        classes = queries.logits.shape[-1]
-        told = fitted_logits(
-            family, rows[:seen][known.numpy()], learnt, rows[seen:][asked.numpy()], classes, training.seed
-        )
-        return told.argmax(-1)
+        rows, learnt = counted_rows(queries, like=seen), target[:seen][counted[:seen]].cpu()
+        classes, known = queries.logits.shape[-1], len(learnt)
+        return fitted_logits(family, rows[:known], learnt, rows[known:], classes, training.seed).argmax(-1)
 
     def loss(prediction: Prediction, rows: Tensor) -> Tensor:
         keep = counted[rows]

@@ -12,7 +12,8 @@ from legibility.scores.imitation._estimators import Estimator
 from legibility.scores.imitation._families import Family, Training, isolated
 from legibility.scores.imitation._processes import in_processes, networks_at_a_time
 from legibility.scores.imitation._queries import Queries
-from legibility.scores.imitation._refitted import fits_of, refit, why_unread
+from legibility.scores.imitation._refitted import fits_of, refit
+from legibility.scores.imitation._rows import why_unread
 from legibility.students import Student
 
 Progress = Callable[[str, float], None]
@@ -66,7 +67,7 @@ class Work:
 
     def fits(self, *, shares: bool) -> int:
         """How many the estimators need."""
-        return 0 if self.unread is not None else fits_of(self.estimators, self.edges, shares)
+        return 0 if self.unread is not None else fits_of(self.queries, self.estimators, self.edges, shares)
 
     def refit(self, *, shares: bool) -> Iterator[tuple[Decisions, Distribution]]:
         """What each estimator learnt, in order."""

@@ -1,6 +1,5 @@
 """Relative modularity: do the weights fall into clusters, more than the same weights in other places would?"""
 
-import importlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from legibility.scores._optional import optional
 from legibility.scores.weights._canonical import Canonical
 from legibility.scores.weights._graph import Layers, adjacency, layered_weights, shuffled
 
@@ -42,14 +42,13 @@ def relative_modularity(
     """How much more clustered the model's units are than if the same weights lay elsewhere in their layers.
 
     Units are joined by `|w|` of the canonical weights; `Q` is the modularity of the best of `restarts` Louvain
-    clusterings. Of several runs of layers the largest counts. `Q` rises with sparsity alone (random weights of an MLP:
-    about .08 dense, .34 at the largest tenth), so the null shuffles the weights within each layer and is clustered in
-    the same way.
+    clusterings. Of several runs of layers the largest counts. `Q` rises with sparsity alone, so the null shuffles the
+    weights within each layer and is clustered in the same way.
 
     Card:
-        Range and direction: (-inf, 1], higher = more modular; random weights of an MLP were at -.01 dense, .02 with a tenth
-        of them, .06 with 3 % (dead units are dropped from the model, not from its null). NaN for weights that are all
-        zero, fewer than 2 layers in a run, more than 200 000 weights (Louvain takes minutes there).
+        Range and direction: (-inf, 1], higher = more modular; about 0 for random weights, sparse ones too unless units die of
+        it (they are dropped from the model, not from its null). NaN for weights that are all zero, fewer than 2 layers
+        in a run, more than 200 000 weights (Louvain is slow).
         Cost: `restarts (1 + nulls)` clusterings. Controls: shuffled weights (inside), a random-init model. A trained
         network without clusters is where an untrained one is: within 3 `q_null_spread` of the null a value says nothing,
         and `structure_scores` gives none.
@@ -171,7 +170,7 @@ def _best(layers: Layers, restarts: int, seed: int) -> tuple[float, int]:
 
 
 def _network(graph: Tensor) -> Any:
-    network = _networkx().Graph()
+    network = optional("networkx", "Modularity", extra="graphs").Graph()
     network.add_nodes_from(range(len(graph)))
     first, second = torch.triu(graph, 1).nonzero(as_tuple=True)
     weights = graph[first, second].tolist()
@@ -182,7 +181,7 @@ def _network(graph: Tensor) -> Any:
 def _louvain(network: Any, restarts: int, seed: int) -> tuple[float, list[set[int]]]:
     if network.number_of_edges() == 0:
         return math.nan, []
-    community = _networkx().community
+    community = optional("networkx", "Modularity", extra="graphs").community
     best: tuple[float, list[set[int]]] = (-math.inf, [])
     for restart in range(restarts):
         found = community.louvain_communities(network, weight="weight", seed=seed + restart)
@@ -190,10 +189,3 @@ def _louvain(network: Any, restarts: int, seed: int) -> tuple[float, list[set[in
         if q > best[0]:
             best = q, found
     return best
-
-
-def _networkx() -> Any:
-    try:
-        return importlib.import_module("networkx")
-    except ImportError as error:
-        raise ImportError('Modularity needs networkx: pip install "legibility[graphs]".') from error

@@ -1,13 +1,12 @@
 """Wiring cost: how long the connections are once the units stand where it is best for them."""
 
-import importlib
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from legibility.scores._optional import optional
 from legibility.scores.weights._canonical import Canonical
 from legibility.scores.weights._graph import Layers, adjacency, layered_weights, shuffled
 
@@ -120,7 +119,7 @@ def _cost(layers: Layers, places: list[Tensor]) -> float:
 
 def _placed(layers: Layers) -> float:
     """The cost after relabelling."""
-    assign = _scipy_assignment()
+    assign = optional("scipy.optimize", "Wiring cost").linear_sum_assignment
     sizes = _sizes(layers)
     lines = [_line(size) for size in sizes]
     order = _spectral(layers)
@@ -157,10 +156,3 @@ def _spectral(layers: Layers) -> Tensor:
     # The last vector is the degrees', the one before the first that separates anything.
     found: Tensor = vectors[:, values.argsort()[-2]] * scale
     return found
-
-
-def _scipy_assignment() -> Any:
-    try:
-        return importlib.import_module("scipy.optimize").linear_sum_assignment
-    except ImportError as error:
-        raise ImportError('Wiring cost needs scipy: pip install "legibility[sklearn]".') from error

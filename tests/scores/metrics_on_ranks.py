@@ -13,7 +13,7 @@ from torch import distributed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from metric_cases import CASES, rows_of
+from metric_cases import ON_RANKS, rows_of
 
 ROWS = 320
 
@@ -24,7 +24,7 @@ def main(rank: int, ranks: int, meeting: str) -> None:
     if ranks > 1:
         distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
     found: dict[str, float] = {}
-    for name, case in CASES.items():
+    for name, case in ON_RANKS.items():
         metric = case.make()
         if case.cut:
             part = range(rank * ROWS // ranks, (rank + 1) * ROWS // ranks, 64)

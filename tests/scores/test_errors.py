@@ -1,6 +1,7 @@
 """Error predictability: primaries whose errors follow a known rule, or none."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -51,11 +52,43 @@ def test_by_hand() -> None:
 
 
 def test_kappa_is_cohens_of_being_right() -> None:
+    """scikit-learn is the oracle, for neither thing of the name `error_consistency` can be.
+
+    The authors' code (github.com/wichmann-lab/error_consistency) is Cohen's kappa of being right, and no package. What
+    PyPI has under that name (0.3.1: Python 3.8 alone, numpy below 2) is by others and another quantity: of two sets of
+    errors, what they share divided by their union.
+    """
     metrics = pytest.importorskip("sklearn.metrics")
     primary, labels, student, twin = decisions()
     found = error_agreement(primary, labels, student, twin)
     expected = metrics.cohen_kappa_score((primary == labels).numpy(), (student == labels).numpy())
     assert found.kappa == pytest.approx(expected, abs=1e-12)
+
+
+def test_intervals_are_those_of_resampled_examples() -> None:
+    """scipy draws examples anew; here only their table is drawn."""
+    stats = pytest.importorskip("scipy.stats")
+    primary, labels, student, twin = (column.numpy() for column in decisions())
+    found = error_agreement(*decisions())
+
+    def kappa(right: Any, foretold: Any, axis: int) -> Any:
+        observed, one, two = ((x).mean(axis) for x in (right == foretold, right, foretold))
+        expected = one * two + (1 - one) * (1 - two)
+        return (observed - expected) / (1 - expected)
+
+    def xea(said: Any, twin_said: Any, axis: int) -> Any:
+        return (said.mean(axis) - twin_said.mean(axis)) / (1 - twin_said.mean(axis))
+
+    wrong = primary != labels
+    samples = {
+        kappa: (primary == labels, student == labels),
+        xea: ((student == primary)[wrong], (twin == primary)[wrong]),
+    }
+    for (statistic, sample), own in zip(samples.items(), (found.kappa_interval, found.interval), strict=True):
+        drawn = stats.bootstrap(sample, statistic, paired=True, n_resamples=2000, method="percentile", rng=1)
+        spread = drawn.standard_error
+        assert drawn.confidence_interval == pytest.approx(own, abs=0.3 * spread)  # 2000 draws leave .06 at each end
+        assert own[1] - own[0] > 3 * spread
 
 
 def test_intervals_cover_the_truth() -> None:
@@ -154,8 +187,22 @@ def test_tokens_and_masks() -> None:
     found = error_predictability(Queries(ids, logits, labels.where(mask, -100), mask), [NGramStudent()])
     assert found["ngram"].errors == int((ids[:, :6] == 2).sum())
     assert found["ngram"].value > 0.9
-    with pytest.raises(ValueError, match="ForestEstimator can't be asked: estimators read rows of numbers, not tokens"):
-        error_predictability(Queries(ids, logits, labels), [ForestEstimator()])
+    estimated = error_predictability(Queries(ids, logits, labels.where(mask, -100), mask), FAMILIES)
+    assert all(each.errors == found["ngram"].errors and each.value > 0.99 for each in estimated.values())
+    with pytest.raises(ValueError, match="ForestEstimator can't be asked: estimators read tokens only where each has"):
+        error_predictability(Queries(ids, logits[:, -1], labels[:, -1]), [ForestEstimator()])
+
+
+def test_what_stands_where_nothing_is_to_be_read_doesnt_matter() -> None:
+    draw = torch.Generator().manual_seed(0)
+    inputs, mask = torch.randn(300, 5, 3, generator=draw), torch.rand(300, 5, generator=draw) < 0.5
+    mask[:, 0] = True
+    logits = (inputs * mask.unsqueeze(-1)).sum(1)
+    labels = (logits + torch.randn(300, 3, generator=draw)).argmax(-1)
+    other = inputs.where(mask.unsqueeze(-1), torch.randn(300, 5, 3, generator=draw) * 50)
+    one, two = (error_predictability(Queries(each, logits, labels, mask), FAMILIES) for each in (inputs, other))
+    for name, found in one.items():
+        assert found.kappa == two[name].kappa and found.agreement == two[name].agreement > 0.3
 
 
 def test_metric_in_parts_equals_the_function() -> None:

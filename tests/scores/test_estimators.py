@@ -27,6 +27,9 @@ from legibility.scores import (
     regression_queries,
     transfer_ratio,
 )
+from legibility.scores.imitation import _refitted
+from legibility.scores.imitation._estimators import MOST_ROWS
+from legibility.scores.imitation._rows import windows
 from legibility.students import LinearStudent
 
 pytest.importorskip("sklearn")
@@ -40,8 +43,10 @@ def features(count: int = 256, seed: int = 0) -> tuple[Tensor, Tensor]:
     return inputs, (inputs @ torch.randn(6, 4, generator=generator)).tanh() * 5
 
 
-def test_code_length_against_a_loop_written_out() -> None:
-    """The tree's: fitted anew before each block, calibrated on the block before."""
+@pytest.mark.parametrize("most", [MOST_ROWS, 20])
+def test_code_length_against_a_loop_written_out(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tree's: fitted anew before each block, to no more than the first so many, calibrated on the block before."""
+    monkeypatch.setattr(_refitted, "MOST_ROWS", most)
     tree = pytest.importorskip("sklearn.tree")
     inputs, logits = features(128)
     rows = ((inputs.double() - inputs.double().mean(0)) / inputs.double().std(0, correction=0)).numpy()
@@ -49,7 +54,9 @@ def test_code_length_against_a_loop_written_out() -> None:
     edges = [8, 16, 32, 64, 128]
 
     def said(seen: int, start: int, stop: int) -> Tensor:
-        fitted = tree.DecisionTreeClassifier(max_leaf_nodes=32, random_state=0).fit(rows[:seen], top[:seen].numpy())
+        fitted = tree.DecisionTreeClassifier(max_leaf_nodes=32, random_state=0).fit(
+            rows[: min(seen, most)], top[: min(seen, most)].numpy()
+        )
         found = torch.full((stop - start, 4), -12.0, dtype=torch.float64)
         for row, (leaf, shares) in enumerate(
             zip(fitted.apply(rows[start:stop]), fitted.predict_proba(rows[start:stop]), strict=True)
@@ -66,7 +73,11 @@ def test_code_length_against_a_loop_written_out() -> None:
         temperature = min(max(temperature, 0.05), 100.0)
         bits += prediction_code_length(answers / temperature, top[start:stop]).sum().item()
         temperature = match_temperature(answers, top[start:stop], 0.0)
-    found = held_out_imitation(Queries(inputs, logits), [TreeEstimator()])["tree"]
+    said_so: list[float] = []
+    queries = Queries(inputs, logits)
+    found = held_out_imitation(queries, [TreeEstimator()], progress=lambda _, share: said_so.append(share))["tree"]
+    # Fits: one for the first temperature, four blocks, one of shares; those to the same rows are one.
+    assert len(said_so) == (5 if most == 20 else 6) and said_so[-1] == 1.0
     assert found.code_length == pytest.approx(bits, abs=1e-6)
     assert found.disagreement == (said(64, 64, 128).argmax(-1) != top[64:]).double().mean().item()
     assert found.null_code_length == pytest.approx(kt_code_length(torch.bincount(top, minlength=4)).item())
@@ -158,18 +169,83 @@ def test_masked_queries_have_no_influence() -> None:
     assert found[0].positions == int(mask.sum())
 
 
-@pytest.mark.parametrize("kind", ["tokens", "per position"])
-def test_what_estimators_dont_read_is_skipped_with_a_reason(kind: str) -> None:
-    ids = torch.randint(0, 5, (64, 9), generator=torch.Generator().manual_seed(0))
-    inputs = ids if kind == "tokens" else torch.randn(64, 9, 2)
-    logits = functional.one_hot(ids, 5).float() * 3
-    logits = logits.sum(1) if kind == "tokens" else logits
-    family = held_out_imitation(Queries(inputs, logits), [TreeEstimator()], twin={"tree": 0.5})["tree"]
+@pytest.mark.parametrize(
+    ("inputs", "answers", "reason"),
+    [
+        ("tokens", (64, 5), "estimators read tokens only where each has an answer of its own"),
+        ("tokens", (64, 9, 300), "estimators choose among at most 256 answers to a token, not 300"),
+        ("numbers", (64, 9, 5), "estimators give one answer per row, not one per position"),
+    ],
+)
+def test_what_estimators_dont_read_is_skipped_with_a_reason(inputs: str, answers: tuple[int, ...], reason: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    given = torch.randint(0, 5, (64, 9), generator=draw) if inputs == "tokens" else torch.randn(64, 9, 2)
+    queries = Queries(given, torch.randn(answers, generator=draw))
+    family = held_out_imitation(queries, [TreeEstimator()], twin={"tree": 0.5})["tree"]
     assert math.isnan(family.saving) and math.isnan(family.kl)
-    assert family.reasons["saving"] == family.reasons["kl"] == {
-        "tokens": "estimators read rows of numbers, not tokens",
-        "per position": "estimators give one answer per row, not one per position",
-    }[kind]  # fmt: skip
+    assert family.reasons["saving"] == family.reasons["kl"] == reason
+
+
+def bigrams(answers: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    """Sentences of a language in which two tokens decide the next: ids, the logits of what comes next, what came."""
+    draw = torch.Generator().manual_seed(0)
+    rule = torch.randn(answers, answers, answers, generator=draw) * 2
+    said = torch.randint(0, answers, (96, 2), generator=draw)
+    for _ in range(23):
+        following = rule[said[:, -2], said[:, -1]].softmax(-1).multinomial(1, generator=draw)
+        said = torch.cat([said, following], 1)
+    return said[:, 1:-1], rule[said[:, :-2], said[:, 1:-1]], said[:, 2:]
+
+
+def test_of_tokens_the_last_few_are_read() -> None:
+    ids, logits, _ = bigrams()
+    found = held_out_imitation(Queries(ids, logits), FAST)
+    noise = logits.flatten(0, 1)[torch.randperm(logits.shape[:2].numel(), generator=torch.Generator().manual_seed(1))]
+    shuffled = held_out_imitation(Queries(ids, noise.view_as(logits)), FAST)
+    for name, family in found.items():
+        # 36 pairs decide everything, but for the first of 23 positions, whose predecessor isn't shown.
+        assert family.saving > 0.75 and family.disagreement < 1 / 23 and family.relative_kl < 0.15, name
+        assert shuffled[name].saving < 0.02 and shuffled[name].relative_kl > 0.95, name
+    flat = held_out_imitation(Queries(ids, logits / 4), FAST)
+    assert all(family.saving == flat[name].saving for name, family in found.items())
+
+
+def test_rows_of_tokens() -> None:
+    ids = torch.randint(0, 3, (2, 12), generator=torch.Generator().manual_seed(0))
+    rows = torch.from_numpy(windows(ids).toarray()).view(2, 12, 8, 4)  # what stands before the first, and three tokens
+    squares = rows[0, 11].square().sum(-1)
+    torch.testing.assert_close(squares / squares[0], 0.5 ** torch.arange(8, dtype=torch.float64))
+    assert rows[0, 11].argmax(-1).tolist() == (ids[0, 4:].flip(0) + 1).tolist()
+    assert rows[1, 2].argmax(-1).tolist() == [*(ids[1, :3].flip(0) + 1).tolist(), 0, 0, 0, 0, 0]
+    assert rows.flatten(2).var((0, 1), correction=0).mean().item() == pytest.approx(1.0)
+    # Who agrees for longer is nearer, whatever stands before.
+    distance = (rows.flatten(0, 1).flatten(1)[:, None] - rows.flatten(0, 1).flatten(1)).square().sum(-1)
+    codes = rows.flatten(0, 1).argmax(-1)
+    common = (codes[:, None] == codes).long().cumprod(-1).sum(-1)
+    for one in range(24):
+        order = distance[one].argsort()
+        assert common[one][order].tolist() == sorted(common[one].tolist(), reverse=True)
+    # Nothing after a position is seen at it; padding is what stands before the first, whatever its id.
+    later = torch.cat([ids[:, :6], (ids[:, 6:] + 1) % 3], 1)
+    padded = torch.cat([torch.full((2, 3), -7), ids], 1)
+    assert torch.equal(
+        torch.from_numpy(windows(later).toarray()).view(2, 12, 32)[:, :6] > 0, rows.flatten(2)[:, :6] > 0
+    )
+    assert torch.equal(torch.from_numpy(windows(padded).toarray()).view(2, 15, 32)[:, 3:] > 0, rows.flatten(2) > 0)
+
+
+def test_masked_positions_of_tokens_are_neither_learnt_nor_scored() -> None:
+    ids, logits, labels = bigrams()
+    mask = torch.rand(ids.shape, generator=torch.Generator().manual_seed(3)) < 0.8
+    other = logits.where(mask.unsqueeze(-1), 7.0 * torch.eye(6)[0])
+    families: list[Estimator] = [TreeEstimator(), NearestEstimator()]
+    one, two = (held_out_imitation(Queries(ids, each, mask=mask), families) for each in (logits, other))
+    for name, family in one.items():
+        assert (family.code_length, family.kl) == (two[name].code_length, two[name].kl)
+        assert family.positions == int(mask.sum())
+    unknown = labels.where(mask, -100)
+    twins = [held_out_twin(Queries(ids, each, unknown, mask), families) for each in (logits, other)]
+    assert twins[0] == twins[1] and twins[0]["nearest"] > 0.2
 
 
 def test_few_classes_in_the_first_blocks() -> None:

@@ -82,6 +82,20 @@ def test_disjoint_cliques(count: int) -> None:
     assert normalised_cut(cliques[order][:, order], clusters) == 0.0
 
 
+def test_cut_is_that_of_the_library_and_modularity_that_of_the_formula() -> None:
+    networkx = pytest.importorskip("networkx")
+    weights = torch.rand(12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64).triu(1)
+    graph = (weights + weights.T) * (weights + weights.T > 0.4)
+    network, halves = networkx.from_numpy_array(graph.numpy()), [int(node >= 5) for node in range(12)]
+    expected = networkx.normalized_cut_size(network, range(5), range(5, 12), weight="weight")
+    assert normalised_cut(graph, halves) == pytest.approx(expected, abs=1e-12)
+    # Networkx gives Q, so the formula is the oracle: sum_c [w_c / w - (k_c / 2 w)^2].
+    q, clusters = modularity(graph)
+    inside = torch.tensor(clusters)[:, None] == torch.tensor(clusters)
+    degrees, total = graph.sum(0), graph.sum()
+    assert q == pytest.approx(float(((graph - degrees[:, None] * degrees / total) * inside).sum() / total), abs=1e-12)
+
+
 def test_modularity_by_hand() -> None:
     # Two pairs joined by a third edge: w = 3, in clusters {0,1}, {2,3}: 2 (1/3 - (3/6)^2) = 1/6
     path = torch.zeros(4, 4)

@@ -174,56 +174,6 @@ def test_a_goal_is_a_share_of_groups(pl: Any, trainer: Callable[..., Any]) -> No
     assert float(fit.callback_metrics["legibility/group/dead"]) == pytest.approx(0.5, abs=0.15)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_nothing_excluded_ever_moves(pl: Any, trainer: Callable[..., Any], seed: int) -> None:
-    """Random networks, kinds of groups and exclusions; without gradients, only the penalty moves anything."""
-    choose = torch.Generator().manual_seed(seed)
-
-    def pick(*options: Any) -> Any:
-        return options[int(torch.randint(len(options), (), generator=choose))]
-
-    torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    width = 10
-    for _ in range(4):
-        after = pick(5, 6, 7)
-        layer: nn.Module = nn.Linear(width, after, bias=pick(True, False))
-        layers += [pick(layer, layer, nn.utils.parametrizations.weight_norm(layer)), pick(nn.ReLU(), nn.Tanh())]
-        layers += pick([], [nn.BatchNorm1d(after)], [nn.LayerNorm(after)], [nn.Dropout(0.1)])
-        width = after
-    layers += [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4), nn.ReLU(), nn.Linear(4, 3)]
-
-    class Module(pl.LightningModule):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = nn.Sequential(*layers)
-            self.embedding = nn.Embedding(5, 5)
-
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return sum(0.0 * p.sum() for p in self.parameters())
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), lr=0.3)
-
-    module = Module()
-    last = len(layers) - 3
-    exclude = pick([f"net.{last}.weight"], [f"net.{last}.weight", f"net.{last - 2}.*"])
-    groups = pick("rows", "columns", "neurons", "neurons")
-    matrices = {f"net.{i}.weight" for i, m in enumerate(layers) if type(m) is nn.Linear}
-    free = matrices - {name for name in matrices if name in exclude or name.startswith(exclude[-1].removesuffix("*"))}
-    biases = {name.replace("weight", "bias") for name in free} if groups == "neurons" else set()
-    before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    callback = GroupSparsity(0.5, groups=groups, exclude=exclude)
-    try:
-        trainer(callback).fit(module, loader())
-    except ValueError as error:
-        assert "finds none" in str(error)
-    moved = {name for name, p in module.named_parameters() if not torch.equal(before[name], p.detach())}
-    assert moved <= free | biases
-    if groups != "neurons":
-        assert moved == free
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -80,6 +80,7 @@ def test_shared_layers_and_a_copy_and_a_file() -> None:
     shared = pruned(nn.Linear(8, 8))
     model = nn.Sequential(shared, nn.Tanh(), shared)
     found = to_torch_sparse(model)
+    assert found.model[0] is found.model[2] and isinstance(found.model[0], SparseLinear)  # type: ignore[index]
     x = torch.randn(4, 8)
     torch.testing.assert_close(found.model(x), model(x))
     torch.testing.assert_close(copy.deepcopy(found.model)(x), model(x))
@@ -92,6 +93,12 @@ def test_shared_layers_and_a_copy_and_a_file() -> None:
     empty.load_state_dict(torch.load(file, weights_only=True))
     torch.testing.assert_close(empty(x), model(x))
     torch.testing.assert_close(empty.double()(x.double()), model.double()(x.double()))
+
+
+def test_layers_go_by_the_names_that_users_gave() -> None:
+    model = nn.ModuleDict({"model": nn.Sequential(pruned(nn.Linear(8, 8))), "submodel": nn.Linear(8, 8)})
+    found = to_torch_sparse(model)
+    assert list(found.taken) == ["model.0"] and list(found.left) == ["submodel"]
 
 
 def test_the_pattern_of_two_in_four_is_checked_and_never_made() -> None:
