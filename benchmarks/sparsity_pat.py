@@ -9,7 +9,7 @@ last 35 % of the steps, as in `reweighted-heal`. Its step must get gradients tha
 Lightning does, it evaluates that at the latent weights, so the network is trained dense and cut at the end.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -46,6 +46,21 @@ def pat(module: torch.nn.Module, reg_lambda: float, rate: float, steps: int, **s
     return PruneOptimizer(base, healing_start_step=round(0.65 * steps))
 
 
+def recipe(model: str, of: str, arms: Mapping[float, Mapping[str, float]], seeds: int, minutes: int) -> Recipe:
+    """Arms of one model, `module.Class`: PAT's strength -> further arguments."""
+    named = {
+        f"pat-{s:g}": Arm({"model": {"class_path": model, "init_args": {"reg_lambda": s, **more}}})
+        for s, more in arms.items()
+    }
+    return Recipe(
+        name=model.partition(".")[0],
+        question=f"torchao's proximal optimizer on {of}: task loss against exact zeros.",
+        arms=named,
+        baseline=next(iter(named)),
+        presets={"full": Preset(seeds=tuple(range(seeds)), minutes=minutes)},
+    )
+
+
 class PatModel(PatStep, DigitsModel):
     """The digits' MLP under PAT.
 
@@ -66,14 +81,4 @@ class PatModel(PatStep, DigitsModel):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _arm(strength: float) -> Arm:
-    return Arm({"model": {"class_path": "sparsity_pat.PatModel", "init_args": {"reg_lambda": strength}}})
-
-
-RECIPE = Recipe(
-    name="sparsity_pat",
-    question="torchao's proximal optimizer on the digits: task loss against exact zeros.",
-    arms={f"pat-{s:g}": _arm(s) for s in (0.02, 0.05, 0.1, 0.2)},
-    baseline="pat-0.02",
-    presets={"full": Preset(seeds=(0, 1, 2, 3, 4, 5, 6, 7), minutes=4)},
-)
+RECIPE = recipe("sparsity_pat.PatModel", "the digits", {s: {} for s in (0.02, 0.05, 0.1, 0.2)}, seeds=8, minutes=4)

@@ -8,9 +8,8 @@ import functools
 from typing import Any
 
 import torch
-from sparsity_pat import PatStep, pat
+from sparsity_pat import PatStep, pat, recipe
 
-from legibility.recipes import Arm, Preset, Recipe
 from legibility.recipes.sparsity_lm import SparseChars, learning_rate
 
 
@@ -34,14 +33,10 @@ class PatChars(PatStep, SparseChars):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-def _arm(strength: float) -> Arm:
-    return Arm({"model": {"class_path": "sparsity_pat_lm.PatChars", "init_args": {"reg_lambda": strength}}})
-
-
-RECIPE = Recipe(
-    name="sparsity_pat_lm",
-    question="torchao's proximal optimizer on characters of Python's own library: task loss against exact zeros.",
-    arms={f"pat-{s:g}": _arm(s) for s in (0.03, 0.06, 0.1, 0.2)},
-    baseline="pat-0.03",
-    presets={"full": Preset(seeds=(0, 1, 2, 3, 4), minutes=10)},
+RECIPE = recipe(
+    "sparsity_pat_lm.PatChars",
+    "characters of Python's own library",
+    {0.03: {"lr": 2.4e-2}, 0.06: {"lr": 2.4e-2}, 0.1: {}, 0.2: {}},
+    seeds=5,
+    minutes=10,
 )

@@ -2,18 +2,21 @@
 
 Runs a sweep undisturbed, then the same one into another folder, killed by SIGKILL at random moments (every other time
 the whole group of processes, else the parent alone, whose workers must notice) and started again. All records must be
-equal but for times and memory, all weights bit for bit, and nothing half-written may be left.
+equal but for times and memory, all weights bit for bit, and nothing half-written may be left. Which scores a report has
+time for depends on the machine: those that only one of two reports measured are left out, and the others compared to nine
+digits, for some differ in their last ones.
 
-Measured, the first line below with `--preset full` (48 runs, 2 at a time, on two cores that others used too): killed 20
-times, after 4, 7, 11, ... 45 and 47 finished runs; 48 of 48 records and models equal, nothing left over; 1215 s instead
-of 433 s, most of it for starting anew.
+Measured, the first line below (12 runs, 2 at a time, on two cores that others used too): killed 8 times, after 2, 4, 6, 8,
+10, 10, 11 and 11 finished runs; 12 of 12 records and models equal, nothing left over; 388 s instead of 78 s, most of it for
+starting anew.
 
-    python benchmarks/sweep_killed.py --kills 20 -- digits --seeds 8 --preset full
+    python benchmarks/sweep_killed.py --kills 8 -- digits --seeds 2 --preset full
     python benchmarks/sweep_killed.py --kills 3 -- digits --seeds 8 --arms plain --trainer.max_epochs=5
 """
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -40,11 +43,24 @@ def records(out: Path) -> dict[str, dict[str, Any]]:
         record = json.loads(path.read_text())
         del record["created"]
         cost = record["cost"]
-        for name in ("fit_seconds", "step_seconds", "report_seconds", "peak_memory_bytes"):
-            cost[name] = cost[name] is not None
+        for name in ("fit_seconds", "step_seconds", "report_seconds", "report_share", "peak_memory_bytes"):
+            cost[name] = cost.get(name) is not None
         cost["terms"] = sorted(cost["terms"])
+        record["scores"] = {f"{score['name']} {score['family']}": score for score in record["scores"]}
         found[str(path.relative_to(out))] = record
     return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, but for the last digits of scores and for what only one of two reports had time for."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        late = any("of the budget are left" in str(record.get("reason")) for record in (one, other))
+        return late or (one.keys() == other.keys() and all(same(one[key], other[key]) for key in one))
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9)
+    return bool(one == other)
 
 
 def weights(out: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -107,7 +123,7 @@ def main() -> int:
         code = sweep(parsed.sweep, killed, log).wait()
         print(f"killed {parsed.kills} times: {finished(killed)} runs in {time.monotonic() - first:.0f} s, code {code}")
         expected, found = records(whole), records(killed)
-        differ = [name for name in expected if found.get(name) != expected[name]]
+        differ = [name for name in expected if not same(found.get(name), expected[name])]
         wrong = weights(killed)
         for name, state in weights(whole).items():
             if not all(torch.equal(value, wrong[name][key]) for key, value in state.items()):

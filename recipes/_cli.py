@@ -15,7 +15,7 @@ from rich.table import Table
 
 from legibility.recipes._find import copy_recipe, find, shipped
 from legibility.recipes._folder import RECORD
-from legibility.recipes._plan import plan, unfinished
+from legibility.recipes._plan import forget_failures, other_code, plan, unfinished
 from legibility.recipes._sweep_command import add_sweep_arguments, planned, sweep_command
 from legibility.recipes._usage import UsageError, usage
 
@@ -179,10 +179,12 @@ def _run(parsed: argparse.Namespace, console: Console) -> int:
     jobs = [j if j.arm == arm else replace(j, project=None) for j in jobs if j.seed == jobs[0].seed]
     from legibility.recipes._engine import run
 
+    forget_failures(jobs)
+    if note := other_code([job for job in jobs if job.arm != arm]):
+        console.print(note, highlight=False, markup=False)
     for job in unfinished(jobs, again=arm):
         console.print(f"{job.label} -> {job.folder}", highlight=False, markup=False)
-        again = job.arm == arm or job.state() == "failed"
-        run(job, written=_also_written_to, bar=console.is_terminal, again=again)
+        run(job, written=_also_written_to, bar=console.is_terminal, again=job.arm == arm)
     console.print(f"Record: {jobs[-1].folder / RECORD}", highlight=False, markup=False)
     return 0
 

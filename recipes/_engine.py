@@ -13,6 +13,7 @@ import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.cli import LightningCLI
 
+from legibility.recipes._code import code_of_library
 from legibility.recipes._find import load
 from legibility.recipes._folder import (
     BY_ANOTHER,
@@ -26,6 +27,7 @@ from legibility.recipes._folder import (
     read_failure,
     write,
     write_failure,
+    write_origin,
 )
 from legibility.recipes._plan import Job, is_report, merge
 from legibility.recipes._recipe import RESERVED
@@ -74,6 +76,7 @@ def run(
                 return BY_ANOTHER
             raise RuntimeError(f"it failed in another process: {read_failure(job.folder, job.digest)}")
         clean(job.folder)
+        write_origin(job.folder, job.named, code_of_library())
         with written(job.folder / LOG):
             try:
                 with _one_thread():

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from legibility.recipes._code import assigns, code_of
 from legibility.recipes._recipe import Arm, Base, Control, Preset, Recipe
 
 _PACKAGE = "legibility.recipes"
@@ -48,15 +49,7 @@ class Found:
     @property
     def code(self) -> str:
         """What the module does, without comments, docstrings and ``RECIPE``: equal if a run would be the same."""
-        tree = ast.parse(self.path.read_text(encoding="utf-8"))
-        tree.body = [node for node in tree.body if not _assigns(node, "RECIPE")]
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                value = body[0].value
-                if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                    body[0].value = ast.Constant("")
-        return ast.dump(tree)
+        return code_of(self.path)
 
 
 def near(name: str, names: list[str]) -> str:
@@ -163,12 +156,6 @@ def copy_recipe(name: str, destination: str | None = None) -> list[Path]:
     return written
 
 
-def _assigns(node: ast.stmt, name: str | None = None) -> bool:
-    targets: list[ast.expr]
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return any(isinstance(target, ast.Name) and name in (None, target.id) for target in targets)
-
-
 def _recipes_of(node: ast.ImportFrom) -> dict[str, Recipe]:
     """What ``from legibility.recipes.digits import RECIPE as DIGITS`` brings, without importing the module."""
     package, _, name = (node.module or "").rpartition(".")
@@ -180,13 +167,13 @@ def _recipes_of(node: ast.ImportFrom) -> dict[str, Recipe]:
 def _read(path: Path, module: str) -> Recipe:
     """Reads ``RECIPE``: its assignment alone if plain values are enough, else by importing the module."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    if not any(_assigns(node, "RECIPE") for node in tree.body):
+    if not any(assigns(node, "RECIPE") for node in tree.body):
         raise ValueError(f"{path}: no `RECIPE = Recipe(...)` at the top level of the module")
     space = copy.copy(_WORDS)
     for node in tree.body:
         if isinstance(node, ast.ImportFrom):
             space |= _recipes_of(node)
-        if _assigns(node) or isinstance(node, ast.FunctionDef):
+        if assigns(node) or isinstance(node, ast.FunctionDef):
             # What an import would run anyway, less what needs names from other modules.
             try:
                 # Annotations are left alone: they may name what only an import brings.

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import shutil
 import socket
@@ -11,13 +12,14 @@ from pathlib import Path
 
 from legibility.tradeoff.model_page import page_path, picture_path
 
-RECORD, CHECKPOINT, CONFIG, DIGEST, ERROR, LOG = (
+RECORD, CHECKPOINT, CONFIG, DIGEST, ERROR, LOG, ORIGIN = (
     "record.json",
     "last.ckpt",
     "config.yaml",
     "digest.txt",
     "error.txt",
     "log.txt",
+    "origin.json",
 )
 _LOCK = ".lock"
 _PARTS = ("*.part", f".{RECORD}.*.tmp")  # ours, and those of `save_record`
@@ -40,12 +42,24 @@ def clean(folder: Path) -> None:
 
     The offline data of W&B goes too: synchronised later, it would show a run that never ended.
     """
-    for name in (DIGEST, RECORD, CHECKPOINT, ERROR, page_path(RECORD).name, picture_path(RECORD).name):
+    for name in (DIGEST, ORIGIN, RECORD, CHECKPOINT, ERROR, page_path(RECORD).name, picture_path(RECORD).name):
         (folder / name).unlink(missing_ok=True)
     for pattern in _PARTS:
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
     shutil.rmtree(folder / _WANDB, ignore_errors=True)
+
+
+def write_origin(folder: Path, recipe: str, library: str) -> None:
+    """Writes down which recipe a run is of, by name or path, and the digest of the library's code that makes it."""
+    write(folder / ORIGIN, json.dumps({"recipe": recipe, "library": library}) + "\n")
+
+
+def read_origin(folder: Path) -> dict[str, str]:
+    """What :func:`write_origin` wrote; nothing for runs of a time when it wasn't written."""
+    path = folder / ORIGIN
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 def write_failure(folder: Path, digest: str, text: str) -> None:

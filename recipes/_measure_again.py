@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from legibility.recipes._find import find, load
-from legibility.recipes._folder import CHECKPOINT, CONFIG
+from legibility.recipes._folder import CHECKPOINT, CONFIG, read_origin
 from legibility.tradeoff import RunRecord, ScoreEntry, load_record, save_record
 from legibility.tradeoff.model_page import load_picture, picture_path, save_picture
 
-_ASK_STUDENTS = ("median_saving", "error_predictability")
+_ASK_STUDENTS = ("median_saving", "error_predictability", "patch_through", "student_cka")
 
 
 def measure_again(path: Path) -> int:
@@ -46,7 +46,7 @@ def measure_again(path: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         measured = _measured(path.parent, record, Path(folder))
         known = {(entry.name, entry.family) for entry in record.scores if entry.value is not None}
-        new = {(entry.name, entry.family): entry for entry in measured.scores if _may_be_filled(entry, record)}
+        new = {(entry.name, entry.family): entry for entry in _may_be_filled(record, measured)}
         found = picture_path(Path(folder) / path.name)
         if found.is_file():
             picture = load_picture(found)
@@ -61,10 +61,10 @@ def measure_again(path: Path) -> int:
     return filled
 
 
-def _may_be_filled(entry: ScoreEntry, record: RunRecord) -> bool:
+def _may_be_filled(record: RunRecord, measured: RunRecord) -> list[ScoreEntry]:
     """Scores by students are a mean over those that were asked then; and none of these may have taken part."""
-    asks = entry.family is not None or entry.name in _ASK_STUDENTS
-    return not (asks and record.students)
+    asking = {*_ASK_STUDENTS, *(e.name for e in (*record.scores, *measured.scores) if e.family is not None)}
+    return [entry for entry in measured.scores if not record.students or entry.name not in asking]
 
 
 def _measured(folder: Path, record: RunRecord, out: Path) -> RunRecord:
@@ -73,7 +73,7 @@ def _measured(folder: Path, record: RunRecord, out: Path) -> RunRecord:
     from legibility.lightning_plugins.report.choice._budget import Budget
     from legibility.recipes._engine import parsed_cli
 
-    found = find(str(record.recipe))
+    found = find(read_origin(folder).get("recipe", str(record.recipe)))
     load(found.module, found.path)
     cli = parsed_cli(LightningCLI, _arguments(folder))
     cli.model.load_state_dict(torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["state_dict"])

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from legibility.recipes._code import code_of_library
 from legibility.recipes._find import Found, find, near
-from legibility.recipes._folder import CHECKPOINT, DIGEST, RECORD, read_failure
+from legibility.recipes._folder import CHECKPOINT, DIGEST, ERROR, RECORD, read_failure, read_origin
 from legibility.recipes._recipe import RESERVED, Arm, Control
 from legibility.recipes._vary import vary
 from legibility.tradeoff import load_record
@@ -56,6 +57,11 @@ class Job:
     def label(self) -> str:
         """For people: ``digits/quick/plain/seed-0``."""
         return f"{self.recipe}/{self.preset}/{self.arm}/seed-{self.seed}"
+
+    @property
+    def named(self) -> str:
+        """As the recipe is found again: by its name, an own one by its path."""
+        return str(self.path) if "." not in self.module else self.recipe
 
     def state(self) -> Literal["open", "finished", "failed", "other"]:
         """``"finished"`` if this very run is complete, ``"other"`` if the folder holds another complete run.
@@ -130,10 +136,13 @@ def plan(
         if arm not in known:
             raise ValueError(f"no arm {arm!r}: {near(arm, known)}")
     if bad := [text for text in overrides if not text.startswith("--") or "=" not in text]:
-        raise ValueError(
-            f"{' '.join(bad)}: overrides are written --key=value, e.g. --trainer.max_epochs=3, and several arms with "
-            "commas, e.g. --arms plain,mine"
-        )
+        form = "overrides are written --key=value, e.g. --trainer.max_epochs=3"
+        if not any(text.startswith("--") or "=" in text for text in bad):
+            form = (
+                "belongs to no argument; several values of one are written with commas, without spaces, e.g. "
+                f"--arms plain,mine --seeds 0,3; {form}"
+            )
+        raise ValueError(f"{' '.join(bad)}: {form}")
     return [
         job
         for one, (recipe, wanted) in zip(found, varied, strict=True)
@@ -163,6 +172,23 @@ def without_failed(jobs: Sequence[Job]) -> list[Job]:
         else:
             kept.append(job)
     return kept
+
+
+def other_code(jobs: Sequence[Job]) -> str:
+    """What is to be said of finished runs that other code of this library made; nothing if there are none."""
+    done = [job for job in jobs if job.state() == "finished"]
+    others = [job.label for job in done if read_origin(job.folder).get("library") != code_of_library()]
+    if not others:
+        return ""
+    some = ", ".join(others[:3]) + f" and {len(others) - 3} more" * (len(others) > 3)
+    return f"Made by other code of legibility than this, and kept: {some}. Another --out runs all anew."
+
+
+def forget_failures(jobs: Sequence[Job]) -> None:
+    """What has failed is open again: whoever comes to it first tries it, and others take what comes of that."""
+    for job in jobs:
+        if job.state() == "failed":
+            (job.folder / ERROR).unlink(missing_ok=True)
 
 
 def _of_recipe(

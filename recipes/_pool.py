@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -39,9 +39,7 @@ class Event:
     seconds: float = 0.0
 
 
-def run_all(
-    jobs: Sequence[Job], workers: int, hear: Callable[[Event | None], None], again: Collection[Path] = ()
-) -> dict[Path, str]:
+def run_all(jobs: Sequence[Job], workers: int, hear: Callable[[Event | None], None]) -> dict[Path, str]:
     """Runs jobs in worker processes, each after those that it needs.
 
     A run that fails does not stop the others. Whatever ends this call ends the workers.
@@ -50,7 +48,6 @@ def run_all(
         jobs: What is to be done. Needs that are not among them are taken to be finished.
         workers: Number of processes.
         hear: Is told each event, and None about twice each second.
-        again: Folders of runs that have failed and are to be run again. What fails elsewhere meanwhile is not.
 
     Returns:
         Why runs failed, by folder. Empty if none did.
@@ -68,7 +65,7 @@ def run_all(
                 elif len(busy) < workers and not missing.intersection(job.needs):
                     waiting.remove(job)
                     worker = idle.pop() if idle else _Worker()
-                    worker.take(job, job.folder in again)
+                    worker.take(job)
                     busy[worker.pipe] = worker
                     hear(Event("started", job))
             ready = wait(list(busy), timeout=0.5) if busy else []
@@ -105,12 +102,12 @@ class _Worker:
         self._job: Job | None = None
         self._since = 0.0
 
-    def take(self, job: Job, again: bool) -> None:
+    def take(self, job: Job) -> None:
         """Starts a run."""
         self._job, self._since = job, time.monotonic()
         # A worker that died while idle shows when it is listened to.
         with contextlib.suppress(OSError):
-            self.pipe.send((job, again))
+            self.pipe.send(job)
 
     def news(self) -> Event:
         """What the process says, or that it is gone."""
@@ -140,14 +137,13 @@ def _work(pipe: Connection) -> None:
         pipe.send((kind, text, share, time.monotonic() - start))
 
     while True:
-        job: Job
         try:
-            job, again = pipe.recv()
+            job: Job = pipe.recv()
         except EOFError:  # the parent is gone
             return
         start = time.monotonic()
         try:
-            note = run(job, written=written_to, tell=lambda stage, share: say("progress", stage, share), again=again)
+            note = run(job, written=written_to, tell=lambda stage, share: say("progress", stage, share))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a failing run must not stop the others
             lines = str(error).strip().splitlines() or [""]
             say("failed", f"{type(error).__name__}: {lines[0]}"[:300], 0.0)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from legibility.recipes._folder import LOG, read_failure
-from legibility.recipes._plan import Job, unfinished, without_failed
+from legibility.recipes._plan import Job, forget_failures, other_code, unfinished, without_failed
 
 
 def ray_sweep(jobs: Sequence[Job], at_once: int | None, console: Console, *, retry_failed: bool = False) -> int:
@@ -36,15 +36,19 @@ def ray_sweep(jobs: Sequence[Job], at_once: int | None, console: Console, *, ret
     # Trials run in folders of their own, and Ray must not move them away from the recipe's data.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     jobs = [_absolute(job) for job in jobs]
+    if retry_failed:
+        forget_failures(jobs)
+    if note := other_code(jobs):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     for wave in _waves(jobs):
         # Of all runs, not of the wave alone: a base is wanted for the arms that start from it, in a later wave.
-        todo = unfinished(jobs if retry_failed else without_failed(jobs))
+        todo = unfinished(without_failed(jobs))
         ready = {j.label: j for j in todo if j in wave and all(_is_finished(folder, jobs) for folder in j.needs)}
         if not ready:
             continue
         console.print(f"{len(ready)} run(s) as Ray Tune trials.", highlight=False)
         tuner = tune.Tuner(
-            tune.with_resources(_trial(ready, retry_failed), {"cpu": 1}),
+            tune.with_resources(_trial(ready), {"cpu": 1}),
             param_space={"run": tune.grid_search(list(ready))},
             tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
             run_config=tune.RunConfig(
@@ -66,7 +70,7 @@ def ray_sweep(jobs: Sequence[Job], at_once: int | None, console: Console, *, ret
     return code
 
 
-def _trial(jobs: Mapping[str, Job], again: bool) -> Any:
+def _trial(jobs: Mapping[str, Job]) -> Any:
     def trial(config: dict[str, Any]) -> None:
         from ray import tune
 
@@ -74,7 +78,7 @@ def _trial(jobs: Mapping[str, Job], again: bool) -> Any:
         from legibility.recipes._pool import written_to
 
         job = jobs[config["run"]]
-        run(job, written=written_to, again=again)
+        run(job, written=written_to)
         tune.report({"finished": 1, "log": str(job.folder / LOG)})
 
     return trial

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from legibility.recipes._folder import BY_ANOTHER, ERROR, LOG, read_failure
-from legibility.recipes._plan import Job, unfinished, without_failed
+from legibility.recipes._plan import Job, forget_failures, other_code, unfinished, without_failed
 from legibility.recipes._pool import Event, run_all
 
 
@@ -32,10 +32,14 @@ def sweep(jobs: Sequence[Job], workers: int, console: Console, *, retry_failed: 
     Returns:
         0, or 1 if a run failed, now or before, or 130 after Ctrl-C.
     """
+    if retry_failed:
+        forget_failures(jobs)
     finished = sum(job.state() == "finished" for job in jobs)
     if finished:
         console.print(f"{finished} of {len(jobs)} runs are finished already.", highlight=False)
-    tried = jobs if retry_failed else without_failed(jobs)
+    if note := other_code(jobs):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    tried = without_failed(jobs)
     left_out = [job for job in unfinished(jobs) if job not in tried]
     for job in left_out:
         why = read_failure(job.folder, job.digest) or "what it needs failed before"
@@ -45,13 +49,12 @@ def sweep(jobs: Sequence[Job], workers: int, console: Console, *, retry_failed: 
     todo = unfinished(tried)
     if not todo:
         return 1 if left_out else 0
-    again = {job.folder for job in todo if job.state() == "failed"} if retry_failed else set()
     workers = min(workers, len(todo))
     console.print(f"{_runs(len(todo))}, {workers} at a time, one thread each.", highlight=False)
     start = time.monotonic()
     with _Screen(todo, console) as screen:
         try:
-            failed = run_all(todo, workers, screen.hear, again)
+            failed = run_all(todo, workers, screen.hear)
         except KeyboardInterrupt:
             screen.stop()
             console.print(

@@ -27,7 +27,6 @@ def sweep_config(jobs: Sequence[Job], project: str) -> dict[str, Any]:
         project: W&B's project.
     """
     first = jobs[0]
-    own = "." not in first.module
     out = first.folder.parents[3]
     asked = [job for job in jobs if job.arm != RESERVED]
     return {
@@ -40,7 +39,7 @@ def sweep_config(jobs: Sequence[Job], project: str) -> dict[str, Any]:
             "seed": {"values": list(dict.fromkeys(job.seed for job in asked))},
         },
         "command": [
-            *("${env}", "legibility", "run", _relative(first.path) if own else first.recipe),
+            *("${env}", "legibility", "run", _relative(first)),
             *(f"--preset={first.preset}", f"--out={out}", f"--wandb={project}"),
             "${args}",
             *first.overrides,
@@ -80,6 +79,7 @@ def offer_sweeps(jobs: Sequence[Job], project: str, console: Console) -> int:
     return code
 
 
-def _relative(path: Path) -> str:
+def _relative(job: Job) -> str:
     """As agents are to be started: from this folder, or one like it on their machine."""
-    return f"./{path.relative_to(Path.cwd())}" if path.is_relative_to(Path.cwd()) else str(path)
+    path = Path(job.named)
+    return f"./{path.relative_to(Path.cwd())}" if path.is_relative_to(Path.cwd()) else job.named

@@ -145,6 +145,12 @@ RECIPE = Recipe(
             f"top-k-{1 - s:.2f}": _arm(_plugin("TopKSparsity", sparsity=s, **_TOP_K), learning_rate=5e-3)
             for s in _DENSITIES
         },
+        **{
+            f"latent-top-k-{1 - s:.2f}": _arm(
+                _plugin("TopKSparsity", sparsity=s, **_TOP_K, latent=True), learning_rate=5e-3
+            )
+            for s in _DENSITIES
+        },
         **{f"pruning-{1 - s:.2f}": _arm(_pruned(s), learning_rate=1e-2) for s in _DENSITIES},
     },
     presets={"quick": Preset(seeds=(0,), minutes=2), "full": Preset(seeds=(0, 1, 2, 3, 4, 5, 6, 7), minutes=16)},

@@ -15,13 +15,13 @@ Preset full (5 seeds, width 128, 0.63M parameters; plain: task loss 1.443, KL .7
 
 | arm | task loss | KL | code length | disagreement | patch-through KL |
 |---|---|---|---|---|---|
-| legibility-0.1 | +.50 +- .05 | -12.0 +- .3 | -2.2 +- .1 | -1.2 +- .1 | -15.5 +- .7 |
+| legibility-0.1 | +.50 +- .05 | -12.0 +- .3 | -2.2 +- .1 | -1.1 +- .2 | -15.6 +- .7 |
 | its temperature, 1.10 | +.50 | -7.7 +- .7 | 0 | 0 | -10.6 +- 1.0 |
-| legibility-0.3 | +3.2 +- .1 | -30.9 +- .5 | -6.0 +- .2 | -2.9 +- .1 | -36.7 +- 1.3 |
+| legibility-0.3 | +3.2 +- .1 | -30.9 +- .4 | -6.0 +- .2 | -2.9 +- .1 | -36.7 +- 1.4 |
 | its temperature, 1.26 | +3.2 | -20.3 +- .8 | 0 | 0 | -25.8 +- 1.3 |
-| label-smoothing .1 | +5.5 +- .1 | -17.2 +- .8 | -1.5 +- .1 | -.5 +- .1 | -18.0 +- 2.2 |
+| label-smoothing .1 | +5.5 +- .1 | -17.3 +- .9 | -1.5 +- .1 | -.5 +- .1 | -18.2 +- 2.4 |
 | weight-decay 1.5 | +2.3 +- .1 | -11.4 +- 1.1 | -2.5 +- .3 | -1.1 +- .1 | -10.5 +- 1.5 |
-| early-stop | +2.9 +- .3 | -4.5 +- 1.2 | -1.1 +- .8 | -.6 +- .6 | -5.0 +- 1.6 |
+| early-stop | +2.9 +- .3 | -4.6 +- 1.1 | -1.1 +- .8 | -.6 +- .6 | -4.9 +- 1.6 |
 
 Preset quick (3 seeds, width 64, 0.17M parameters, 1024 instead of 2048 held-out windows, so less well fitted students;
 plain: 1.607, .78 nats, 48.1 %):

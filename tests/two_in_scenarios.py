@@ -266,6 +266,26 @@ def split_life(namespace: str, out: str) -> dict[str, Any]:
     return found
 
 
+def static_accumulated(namespace: str) -> dict[str, Any]:
+    """What DDP says of a static graph in accumulated batches, without and with students."""
+    pl: Any = importlib.import_module(namespace)
+    world, rank = place()
+    found: dict[str, Any] = {}
+    own = DataLoader(Rows([(x[8 * rank :][:8], y[8 * rank :][:8]) for x, y in batches()[:8]]), batch_size=None)
+    students = StudentLegibility(STRENGTH, students=STUDENTS, model="net", output="0", warmup=0.0, summary=False)
+    for name, callbacks in (("bare", []), ("ours", [students])):
+        os.environ |= {"WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+        module = make(pl, Scenario())
+        try:
+            trainer_for(namespace, False, {"static_graph": True}, callbacks=callbacks, accumulate_grad_batches=2).fit(
+                module, own
+            )
+        except RuntimeError as error:
+            found[name] = str(error)
+        found[f"{name}, steps"] = len(module.seen)
+    return found
+
+
 def tensor_parallel(namespace: str, returned: str) -> dict[str, Any]:
     """Layers spread over the ranks, which compute each batch together; the model may return a tensor or a DTensor."""
     pl: Any = importlib.import_module(namespace)
@@ -363,6 +383,8 @@ def main(namespace: str, out: str, *names: str) -> None:
             found[name] = split_life(namespace, out)
         elif kind == "tensor parallel":
             found[name] = tensor_parallel(namespace, program)
+        elif name == "static graph, accumulated":
+            found[name] = static_accumulated(namespace)
         elif name == "FSDP1":
             found[name] = flat(namespace)
         elif kind == "report":

@@ -46,6 +46,7 @@ def main(namespace: str, out: str, which: str, accumulate: str = "1") -> None:
         "wiring": WiringCost(2.0, swap_every=4),
         "top_k": TopKSparsity(0.8, scope="global"),
         "latent": L1Sparsity(4.0, latent=True, reweighted=False),
+        "latent top_k": TopKSparsity(0.8, scope="global", latent=True),
         "goal": L1Sparsity(sparsity=0.6),
         "loss_budget": L1Sparsity(loss_budget=1.5, monitor="task", heal=0.0),  # each rank logs a loss of its own
         "activations": ActivationSparsity(0.5, taps="net.1", kind="top_k", k=8),

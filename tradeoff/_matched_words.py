@@ -6,6 +6,7 @@ from dataclasses import replace
 from legibility.tradeoff._arms import Section
 from legibility.tradeoff._wording import change, interval, seeds, title
 from legibility.tradeoff.statistics import Match, MatchedOutcome, curves, smallest_sign_flip_p, t_test
+from legibility.tradeoff.statistics._significance import ALPHA
 
 ENOUGH_POINTS = 4
 _FEW = 10
@@ -131,7 +132,7 @@ def matched_cautions(matches: Sequence[Match]) -> Iterable[str]:
     counts = [
         match.difference.seeds for match in matches if match.difference is not None and match.difference.seeds > 1
     ]
-    if counts and smallest_sign_flip_p(min(counts)) >= 0.05:
+    if counts and smallest_sign_flip_p(min(counts)) >= ALPHA:
         yield (
             f"With {min(counts)} seeds a sign-flip test, which assumes nothing about the noise, can't go below p ="
             f" {smallest_sign_flip_p(min(counts)):.3g}; it takes 6 seeds to reach .05. These p values lean on normal noise."
@@ -169,4 +170,4 @@ def _bends(match: Match) -> bool:
     if found is None or match.adjusted is None or match.bend is None or match.bend <= 0.1 * abs(found.mean):
         return False
     alone = t_test(found)
-    return alone is not None and alone < 0.05
+    return alone is not None and alone < ALPHA

@@ -16,6 +16,7 @@ from legibility.tradeoff._wording import (
     title,
     with_half_width,
 )
+from legibility.tradeoff.statistics._significance import ALPHA
 
 Outcome = Literal[
     "gain",
@@ -31,7 +32,6 @@ Outcome = Literal[
 ]
 
 
-ALPHA = 0.05
 _NO_INTERVAL = "1 seed: no interval"
 
 

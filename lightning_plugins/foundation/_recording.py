@@ -54,6 +54,11 @@ class Recording:
         """The output's, as it is imitated."""
         return prediction_shape(self.output, self.inputs)
 
+    @property
+    def imitated(self) -> Tensor:
+        """The output as it is imitated, without its graph."""
+        return self.output.detach().reshape(self.shape)
+
 
 def pick_leaf(result: Any, output: str | None) -> Leaf:
     """What the students shall imitate in a forward call's result: a tensor, or a packed sequence.
@@ -157,9 +162,7 @@ def class_labels(batch: Any, recording: Recording) -> Tensor | None:
     classes = recording.shape[-1]
     if recording.logits is False or not has_classes(recording):
         return None
-    labels = find_labels(
-        batch, recording.inputs, recording.output.detach().reshape(recording.shape), recording.arguments
-    )
+    labels = find_labels(batch, recording.inputs, recording.imitated, recording.arguments)
     if labels is None or recording.logits:
         return labels
     reconstructs = recording.inputs.is_floating_point() and recording.output.shape == recording.inputs.shape

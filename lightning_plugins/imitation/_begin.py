@@ -1,6 +1,7 @@
 """The students' first step: planned, agreed, built, and gone on with from a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from legibility.lightning_plugins.foundation._recorder import Recorder
@@ -12,6 +13,20 @@ from legibility.students import Cohort, Student
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
+
+
+@contextmanager
+def also_at_zero(strength: float) -> Iterator[None]:
+    """Students that can't be made are an error without a term too, for they are measured: at strength 0, says so."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if strength > 0:
+            raise
+        raise type(error)(
+            f"{error} (At `strength` 0 the students still train, to be measured; leave StudentLegibility out to train "
+            "without them.)"
+        ) from error
 
 
 def begin(

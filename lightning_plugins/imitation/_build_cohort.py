@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from legibility.lightning_plugins.foundation._recording import Recording, prediction_shape
+from legibility.lightning_plugins.foundation._recording import Recording
 from legibility.lightning_plugins.imitation._guards import Guards
 from legibility.lightning_plugins.imitation._plan import Plan
 from legibility.students import Cohort, ImitationLoss, Prediction, read_signature, save_student
@@ -51,10 +51,8 @@ class BuiltCohort:
     def fits(self, recording: Recording) -> bool:
         """Whether a call is of the kind that the students were built for: several tasks may share one model."""
         try:
-            output = recording.output.detach()
-            output = output.reshape(prediction_shape(output, recording.inputs))
             signature = read_signature(
-                recording.inputs, output.float(), recording.taps, vocabulary=self.plan.signature.vocabulary
+                recording.inputs, recording.imitated.float(), recording.taps, vocabulary=self.plan.signature.vocabulary
             )
         except (TypeError, ValueError):
             return False
@@ -64,8 +62,7 @@ class BuiltCohort:
         self, recording: Recording, predictions: list[tuple[str, Prediction]], scale: float
     ) -> dict[str, ImitationLoss]:
         """The students' backward pass on one recorded call; nothing reaches the primary."""
-        output = recording.output.detach().float()
-        output = output.reshape(prediction_shape(output, recording.inputs))
+        output = recording.imitated.float()
         return self.cohort.learn(predictions, output, recording.taps, recording.mask, scale=scale)
 
     def step(self) -> None:

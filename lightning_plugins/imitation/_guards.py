@@ -8,7 +8,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from legibility.lightning_plugins.foundation._recording import Recording, prediction_shape
+from legibility.lightning_plugins.foundation._recording import Recording
 from legibility.losses import entropy
 from legibility.scores import activation_rms, effective_rank, live_units
 from legibility.students import Signature
@@ -171,8 +171,7 @@ class Guards:
 
 
 def _places(recording: Recording, signature: Signature) -> Iterator[tuple[str, Tensor]]:
-    output = recording.output.detach().reshape(prediction_shape(recording.output, recording.inputs))
-    yield "", _some_rows(output, signature.per_position, recording.mask).float()
+    yield "", _some_rows(recording.imitated, signature.per_position, recording.mask).float()
     for name, tap in recording.taps.items():
         yield f"{name}/", _some_rows(tap, signature.taps[name].per_position, recording.mask)
 

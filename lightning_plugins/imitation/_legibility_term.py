@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from legibility.lightning_plugins.foundation._injector import Penalty
-from legibility.lightning_plugins.foundation._recording import Recording, prediction_shape
+from legibility.lightning_plugins.foundation._recording import Recording
 from legibility.losses import entropy, kl_sum_and_gradient, masked_mean
 from legibility.students import ImitationLoss, Prediction
 
@@ -68,8 +68,7 @@ def legibility_penalty(
         penalty: None if there is nothing to add to. A term without active students is added as zero, so that the
         graph is the same in every step: DDP with ``static_graph`` believes the first one.
     """
-    shape = prediction_shape(recording.output, recording.inputs)
-    primary = recording.output.detach().float().reshape(shape)
+    primary = recording.imitated.float()
     # A sum is finite only if every number is, and takes a twentieth of the time of isfinite().all().
     sound = [torch.isfinite(prediction.detach().sum()) for prediction in predictions]
     # A student that fails in this very step counts as zero: it predicts what the primary says.
@@ -78,7 +77,7 @@ def legibility_penalty(
         for ok, prediction, counts in zip(sound, predictions, active, strict=True)
         if counts
     ]
-    mask = recording.mask if len(shape) == 3 else None
+    mask = recording.mask if primary.ndim == 3 else None
     if values:
         total, gradient = _error_and_gradient(primary, students, mask)
     else:
@@ -139,8 +138,7 @@ def describe(
     Returns:
         ``entropy`` of the primary (nats), and for each student ``imitation``, ``disagreement`` and ``fvu/<tap>``.
     """
-    output = recording.output.detach().float()
-    output = output.reshape(prediction_shape(output, recording.inputs))
+    output = recording.imitated.float()
     mask = recording.mask if output.ndim == 3 else None
     logs: dict[str, Tensor | float] = {}
     if kind == "distribution":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from legibility.lightning_plugins.foundation._compiled import uncompiled
-from legibility.lightning_plugins.foundation._recording import Recording, class_labels, has_classes, prediction_shape
+from legibility.lightning_plugins.foundation._recording import Recording, class_labels, has_classes
 from legibility.lightning_plugins.foundation._untouched import untouched
 from legibility.students import (
     Cohort,
@@ -90,10 +90,11 @@ def plan_cohort(
     Raises:
         ValueError: Shapes that no student reads, or students larger than the primary.
     """
-    output = recording.output.detach().float()
-    output = output.reshape(prediction_shape(output, recording.inputs))
     signature = read_signature(
-        recording.inputs, output, recording.taps, vocabulary=_vocabulary(primary, recording.inputs)
+        recording.inputs,
+        recording.imitated.float(),
+        recording.taps,
+        vocabulary=_vocabulary(primary, recording.inputs),
     )
     cost = _primary_flops(primary, recording)
     size = sum(parameter.numel() for parameter in primary.parameters())

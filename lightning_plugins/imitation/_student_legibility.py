@@ -24,7 +24,7 @@ from legibility.lightning_plugins.foundation._manual_optimization import ManualO
 from legibility.lightning_plugins.foundation._recorder import Recorder
 from legibility.lightning_plugins.foundation._recording import Recording, look_at_loss
 from legibility.lightning_plugins.foundation._warm_up import WarmUp
-from legibility.lightning_plugins.imitation._begin import begin
+from legibility.lightning_plugins.imitation._begin import also_at_zero, begin
 from legibility.lightning_plugins.imitation._build_cohort import BuiltCohort
 from legibility.lightning_plugins.imitation._legibility_term import Direction, term_in_words
 from legibility.lightning_plugins.imitation._meeting import (
@@ -56,7 +56,7 @@ class StudentLegibility(LegibilityCallback):
 
     Args:
         strength: :math:`\lambda`, >= 0. 0 only trains and logs the students: the primary's weights are bit-equal to
-            a fit without the callback.
+            a fit without the callback. What the students need must be found all the same.
         students: Architectures from :mod:`legibility.students`, or "auto": two that suit the input.
         model: Name of the primary within the LightningModule. Default: the outermost module called in
             ``training_step`` that holds more than half of the trainable parameters.
@@ -192,10 +192,11 @@ class StudentLegibility(LegibilityCallback):
             self.built, self._warm_up.start = None, None
         self._module = weakref.ref(pl_module)
         self._trainer = trainer
-        self._recorder = Recorder(
-            pl_module, model=self.model, taps=self.taps, output=self.output, reads=self.reads, with_gradients=True
-        )
-        self._recorder.install()
+        with also_at_zero(self.strength):
+            self._recorder = Recorder(
+                pl_module, model=self.model, taps=self.taps, output=self.output, reads=self.reads, with_gradients=True
+            )
+            self._recorder.install()
         injector_of(pl_module).attach(self)
 
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
@@ -266,7 +267,7 @@ class StudentLegibility(LegibilityCallback):
         """Manual optimization: what was called since the last backward pass gets its penalty, and the students learn."""
         assert self._recorder is not None and self._manual is not None
         with self._timed():
-            penalties = self._meet(self._recorder.close(batch), batch, loss)
+            penalties = self._meet(batch, loss)
             self._recorder.open()
             due = self._manual.due(loss, penalties)
         yield due
@@ -274,22 +275,23 @@ class StudentLegibility(LegibilityCallback):
 
     def after_step(self, batch: Any, loss: Tensor | None) -> Penalty | None:
         """The user's step is over: the students predict, the primary gets its penalty, the students learn."""
-        assert self._recorder is not None
         with self._timed():
-            penalties = self._meet(self._recorder.close(batch), batch, loss)
+            penalties = self._meet(batch, loss)
             self._turns.end_lesson()
             if self._manual is not None:
                 self._manual.forget()
             return total_penalty(penalties) if penalties else None
 
-    def _meet(self, recordings: list[Recording], batch: Any, loss: Tensor | None) -> list[Penalty]:
+    def _meet(self, batch: Any, loss: Tensor | None) -> list[Penalty]:
         """The students meet recorded calls: one penalty for each that gets any."""
-        assert self._trainer is not None
-        recordings = with_examples(recordings)
+        assert self._recorder is not None and self._trainer is not None
+        with also_at_zero(self.strength):
+            recordings = with_examples(self._recorder.close(batch))
         with no_autocast(self._trainer.strategy.root_device):
             if self.built is None:
                 look_at_loss(recordings, loss)
-                self._build(recordings, batch)
+                with also_at_zero(self.strength):
+                    self._build(recordings, batch)
             if self.built is None or not recordings:
                 return []
             known = of_known_kind(self.built, recordings, warn=not self._warned)

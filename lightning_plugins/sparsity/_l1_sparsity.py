@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from legibility.lightning_plugins.sparsity._latent import beneath, settle
 from legibility.lightning_plugins.sparsity._penalty_step import PenaltyStep
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weight_step import Stepped, skipped
@@ -136,12 +137,8 @@ class L1Sparsity(PenaltyStep):
             for name, weight in data.items():
                 self._memory[f"rms.{name}"] = float(root_mean_square(weight))
         for name, weight in self._weights.items() if self.latent else ():
-            kept = self._tensors.get(f"taken.{name}")  # of a checkpoint, wherever that was loaded to
-            empty = torch.zeros_like(
-                weight, dtype=torch.promote_types(weight.dtype, torch.float32), requires_grad=False
-            )
-            self._tensors[f"taken.{name}"] = empty if kept is None else kept.to(empty)
-            self._tensors[f"total.{name}"] = self._tensors.get(f"total.{name}", empty.new_zeros(())).to(empty)
+            taken = self._tensors[f"taken.{name}"] = beneath(weight, self._tensors.get(f"taken.{name}"))
+            self._tensors[f"total.{name}"] = self._tensors.get(f"total.{name}", taken.new_zeros(())).to(taken)
         super()._begin(trainer, fresh)
 
     def _move(self, stepped: Sequence[Stepped], optimizer: Optimizer, step: int) -> None:
@@ -158,11 +155,7 @@ class L1Sparsity(PenaltyStep):
     def _shrink_latent(self, one: Stepped, size: float, threshold: float, skip: Tensor | None) -> None:
         total = self._tensors[f"total.{one.name}"]
         total += threshold if skip is None else threshold * (1 - skip)
-        taken = self._tensors[f"taken.{one.name}"]
-        for weight, rest in zip(in_pieces(one.weight), in_pieces(taken), strict=True):
-            rest += weight  # now the latent weight
-            weight.copy_(self._proximal(rest, total, size))
-            rest -= weight
+        settle(one.weight, self._tensors[f"taken.{one.name}"], lambda latent: self._proximal(latent, total, size))
 
     def _shrink(self, one: Stepped, size: float, base: float, optimizer: Optimizer) -> None:
         threshold: float | Tensor = base

@@ -24,7 +24,10 @@ LAUNCHED = {
     "lightning.pytorch": [*DDP, "by hand: two optimizers", "by hand: two backwards through one forward"],
     "pytorch_lightning": [*FSDP2, *TENSOR_PARALLEL, *(f"FSDP2 by hand: {name}" for name in [*ONE_MODEL, *GANS])],
 }
-BESIDE = {"lightning.pytorch": ["report: DDP", "split life"], "pytorch_lightning": ["report: FSDP2", "FSDP1"]}
+BESIDE = {
+    "lightning.pytorch": ["report: DDP", "split life", "static graph, accumulated"],
+    "pytorch_lightning": ["report: FSDP2", "FSDP1"],
+}
 LOW = ("bf16-mixed", "FSDP2, bf16")
 
 
@@ -90,6 +93,12 @@ def test_ranks_do_what_is_written_out(name: str, ranks: Launched) -> None:
         for student, weights in rank["students"].items():
             # Adam enlarges rounding where a gradient is nearly zero; one step is 1e-2 or 3e-2.
             _close(weights, expected["students"][student], 1e-5, 5e-2 if share else 0.0)
+
+
+def test_a_static_graph_with_accumulation_fails_in_torch_with_and_without_students(ranks: Launched) -> None:
+    for rank in ranks["static graph, accumulated"]:
+        assert "expect_autograd_hooks_" in rank["bare"] and rank["ours"] == rank["bare"]
+        assert rank["ours, steps"] == rank["bare, steps"]
 
 
 def test_fsdp1_does_what_is_written_out(ranks: Launched) -> None:

@@ -34,6 +34,7 @@ def _same(ours: Tensor, theirs: Tensor) -> None:
         ("lightning.pytorch", "top_k", 2),
         ("pytorch_lightning", "goal", 1),
         ("lightning.pytorch", "latent", 1),
+        ("pytorch_lightning", "latent top_k", 1),
         ("lightning.pytorch", "loss_budget", 1),
         ("pytorch_lightning", "activations", 2),
         ("lightning.pytorch", "manual", 1),
@@ -51,7 +52,7 @@ def test_two_ranks_equal_one_process(tmp_path: Path, namespace: str, which: str,
     if which == "neurons":
         assert (alone["weights"].view(-1) == 0).sum() > 64
         assert torch.equal(first["weights"] == 0, alone["weights"] == 0)
-    if which in ("top_k", "goal", "latent"):
+    if which in ("top_k", "goal", "latent", "latent top_k"):
         assert (alone["weights"] == 0).float().mean() > 0.3
         assert ((first["weights"] == 0) != (alone["weights"] == 0)).float().mean() < 1e-3
     if which == "wiring":

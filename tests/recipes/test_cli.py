@@ -51,6 +51,11 @@ def test_overrides_do_not_replace_a_finished_run(toy: Path, capsys: Captured) ->
         (["sweep", "digits", "--preset", "fall"], "has no preset 'fall': did you mean full?"),
         (["sweep", "digits", "--arms", "plain,nothing"], "no arm 'nothing'"),
         (["run", "digits", "trainer.max_epochs=3"], "overrides are written --key=value"),
+        (
+            ["sweep", "digits", "--arms", "plain,", "proximal", "--jobs", "1"],
+            "proximal: belongs to no argument; several values of one are written with commas, without spaces",
+        ),
+        (["sweep", "digits", "--seeds", "1", "3"], "3: belongs to no argument"),
         (["cp", "digit"], "no recipe 'digit'"),
         (["compare", "nowhere"], "nowhere doesn't exist"),
         (["compare", "."], "at least one run record"),

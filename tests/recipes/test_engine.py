@@ -17,7 +17,7 @@ from pytorch_lightning.cli import LightningCLI
 from legibility.recipes._engine import check, run
 from legibility.recipes._plan import Job, plan
 
-FILES = {".lock", "config.yaml", "digest.txt", "last.ckpt", "record.json"}
+FILES = {".lock", "config.yaml", "digest.txt", "last.ckpt", "origin.json", "record.json"}
 
 
 def edit(path: Path, old: str, new: str) -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from legibility.recipes import _code
+from legibility.recipes._cli import main
 from legibility.recipes._folder import write_failure
 from legibility.recipes._plan import Job, merge, plan, unfinished, without_failed
 from legibility.tradeoff import CostEntry, RunRecord, TaskEntry, save_record
@@ -115,6 +117,43 @@ def test_overrides_preset_and_code_are_part_of_the_digest(toy: Path) -> None:
     assert one("plain", preset="long").digest != before.digest
     edit(toy, "0.01", "0.02")
     assert one("plain").digest != before.digest
+
+
+def test_code_is_the_same_whatever_it_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_code, "__file__", str(tmp_path / "recipes" / "_code.py"))
+    (tmp_path / "losses").mkdir()
+    (tmp_path / "tradeoff").mkdir()
+
+    def digest(text: str, room: str = "losses") -> str:
+        (tmp_path / room / "_kl.py").write_text(text)
+        return _code.code_of_library.__wrapped__()
+
+    before = digest('"""Loss."""\nx = 1\n')
+    assert digest('"""A loss."""\n# One.\nx = 1\n') == before
+    assert digest("x = 2", room="tradeoff") == before, "that reads what runs have left"
+    assert digest('"""Loss."""\nx = 2\n') != before
+
+
+def test_finished_runs_of_other_code_are_kept_and_said(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sweep() -> str:
+        assert main(["sweep", "./toy.py", "--arms", "plain", "--seeds", "1"]) == 0
+        return capsys.readouterr().out
+
+    assert main(["run", "./toy.py", "--seed", "0"]) == 0
+    record = (one("plain").folder / "record.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert "1 of 1 runs are finished already.\nCompare them" in sweep()
+    said = (
+        "Made by other code of legibility than this, and kept: toy/quick/plain/seed-0. Another --out runs all anew.\n"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("legibility.recipes._plan.code_of_library", lambda: "another")
+        assert said in sweep()
+    (one("plain").folder / "origin.json").unlink()
+    assert said in sweep(), "it was not written down before there was such a file"
+    assert (one("plain").folder / "record.json").stat().st_mtime_ns == record
 
 
 def test_wrong_names_are_answered_with_near_ones(toy: Path) -> None:

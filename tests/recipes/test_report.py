@@ -1,6 +1,8 @@
 """`legibility report`: one model's scores in the terminal, its page, and what the budget of time left out."""
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from pictures import full_picture, full_record
 from tiny import loader, make_module
 
 from legibility.lightning_plugins import InterpretabilityReport
+from legibility.lightning_plugins.report.choice import _applicable
 from legibility.recipes import _measure_again
 from legibility.recipes._cli import main
 from legibility.students import LinearStudent
@@ -96,7 +99,33 @@ def test_what_was_left_out_is_filled_and_what_was_measured_stays(
     assert (tmp_path / "model.html").is_file() and (tmp_path / "picture.json.gz").is_file()
 
 
+def test_an_own_recipe_is_measured_again_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["cp", "digits", "of_mine.py"]) == 0
+    settings = (
+        Path("of_mine.yaml").read_text().replace("        page:", "        scores: [canonical_gini]\n        page:")
+    )
+    Path("of_mine.yaml").write_text(settings.replace("queries: 360", "passes: 1\n        budget_seconds: 0"))
+    assert main(["run", "./of_mine.py", "--seed", "0", "--trainer.max_epochs=1"]) == 0
+    record = tmp_path / "runs/of_mine/quick/plain/seed-0/record.json"
+    assert {e.name: e.value for e in load_record(record).scores}["canonical_gini"] is None
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["report", str(record), "--measure"]) == 0, capsys.readouterr().err
+    assert {e.name: e.value for e in load_record(record).scores}["canonical_gini"] is not None
+    sys.modules.pop("of_mine")
+
+
 def test_students_that_took_part_are_not_asked_later(tmp_path: Path) -> None:
     record = full_record()
-    names = [entry.name for entry in record.scores if _measure_again._may_be_filled(entry, record)]
-    assert record.students and "canonical_gini" in names and "error_predictability" not in names
+    asking = {_applicable.NAMES.get(name, name) for name in _applicable._BY_STUDENTS}
+    families = [replace(record.scores[0], name="held_out_kl", family=family) for family in (None, "lstm")]
+    mine = [*record.scores, *families, *(replace(record.scores[0], name=name, family=None) for name in asking)]
+    names = {entry.name for entry in _measure_again._may_be_filled(record, replace(record, scores=mine))}
+    assert record.students and "canonical_gini" in names
+    assert not names & {"held_out_kl", *asking}
+    alone = replace(record, students=[], scores=mine)
+    assert _measure_again._may_be_filled(alone, alone) == mine

@@ -44,7 +44,7 @@ def test_the_modules_are_short(name: str) -> None:
 @pytest.mark.parametrize("name", ["sparsity_digits", "sparsity_lm"])
 def test_every_method_has_four_strengths(name: str) -> None:
     arms = [re.sub(r"-[0-9].*$", "", arm) for arm in find(name).recipe.arms if arm not in ("plain", "l2-dropout")]
-    methods = {"l1-in-loss", "proximal", "reweighted-heal", "latent", "group", "top-k", "pruning"}
+    methods = {"l1-in-loss", "proximal", "reweighted-heal", "latent", "group", "top-k", "latent-top-k", "pruning"}
     assert {method: arms.count(method) for method in methods} == dict.fromkeys(methods, 4)
 
 

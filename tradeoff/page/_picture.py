@@ -12,7 +12,8 @@ from typing import Any, Literal
 from legibility.tradeoff._arms import Arm, Cell, Metric, Section, front
 from legibility.tradeoff._statistics import Estimate
 from legibility.tradeoff._wording import change, number, role, seeds, signed_change, title, typeset, value
-from legibility.tradeoff.page._grouping import groups, strength
+from legibility.tradeoff.page._grouping import Group, groups, strength
+from legibility.tradeoff.statistics import attainment
 
 View = Literal["values", "changes"]
 VIEWS: tuple[View, ...] = ("changes", "values")
@@ -123,6 +124,7 @@ def payload(section: Section, identity: str) -> dict[str, Any]:
                 "id": f"{identity}-{place}",
                 "metric": place + 1,
                 "front": [order[arm.name] for arm in front(section, metric)],
+                "attained": {view: _attained(section, metric, view) for view in VIEWS},
             }
             for place, metric in enumerate(metrics[1:])
         ],
@@ -174,6 +176,30 @@ def _place(cell: Cell, metric: Metric, view: View) -> dict[str, Any] | None:
         "runs": [one for one, _ in runs.values()],
         "texts": [shown for _, shown in runs.values()],
     }
+
+
+def _attained(section: Section, metric: Metric, view: View) -> list[dict[str, Any] | None]:
+    """For each group the corners of what half of the seeds reach with it, each at some strength; None: nothing to draw."""
+    found = spots(section, metric, view)
+    sign = -1.0 if metric.direction == "higher" else 1.0
+
+    def corners_of(group: Group) -> dict[str, Any] | None:
+        strands: dict[int, list[tuple[float, float]]] = {}
+        for spot in (found[arm.name] for arm in group.arms if arm.name in found):
+            for seed in spot.seeds:
+                strands.setdefault(seed, []).append((spot.x.values[seed], sign * spot.y.values[seed]))
+        if group.control or len(group.arms) < 2 or len(strands) < 2 or metric.direction is None:
+            return None
+        corners = [(loss, sign * score) for loss, score in attainment(strands)]
+        return {
+            "name": _markup(group.name),
+            "over": f"half of {seeds(len(strands))} reach",
+            "x": [_rounded(loss) for loss, _ in corners],
+            "y": [_rounded(score) for _, score in corners],
+            "texts": [[_markup(_one(a, section.task_loss, view)), _markup(_one(b, metric, view))] for a, b in corners],
+        }
+
+    return [corners_of(group) for group in groups(section)]
 
 
 def _one(found: float, metric: Metric, view: View) -> str:

@@ -165,6 +165,7 @@ def _section(section: Section, sentences: list[Verdict], further: Sequence[Plain
     mine = [sentence for sentence in sentences if sentence.recipe == section.recipe]
     names = list(dict.fromkeys(sentence.arm for sentence in mine))
     identity = f"section-{index}"
+    figures = payload(section, identity)
     return {
         "id": identity,
         "title": heading(section),
@@ -192,7 +193,8 @@ def _section(section: Section, sentences: list[Verdict], further: Sequence[Plain
             for place, metric in enumerate(panels(section))
         ],
         "has_changes": has_changes(section),
-        "payload": payload(section, identity),
+        "payload": figures,
+        "attained": any(one for panel in figures["panels"] for view in panel["attained"].values() for one in view),
         "families": families(section),
         "scores": every_score(section),
         "guards": guards(section),

@@ -30,6 +30,7 @@
     return {
       view: section.querySelector("input[type=radio]:checked").value,
       runs: section.querySelector("[data-show=runs]").checked,
+      attained: section.querySelector("[data-show=attained]")?.checked,
       hidden: new Set(
         pressed.filter((b) => b.getAttribute("aria-pressed") === "false").map((b) => Number(b.dataset.group)),
       ),
@@ -83,6 +84,18 @@
     });
     const front = panel.front.filter((arm) => shown.has(arm));
     if (front.length > 1) lines.push(path(front, { name: "front", line: { color: ink("var(--front)"), width: 5 } }));
+    all.groups.forEach((group, index) => {
+      const found = state.attained && !hidden.has(index) && panel.attained[view][index];
+      if (!found) return;
+      const color = ink(group.colour);
+      const said = (corner, at) => `${(at ? all.metrics[panel.metric] : all.metrics[0]).title}: ${found.texts[corner][at]}`;
+      lines.push({
+        ...base, mode: "lines+markers", name: "attained", x: found.x, y: found.y,
+        line: { color, width: 1.5, dash: "dash", shape: "hv" }, marker: { symbol: "square-open", color, size: 5 },
+        hovertext: found.x.map((_, corner) => [`<b>${found.name}</b> · ${found.over}`, said(corner, 0), said(corner, 1)].join("<br>")),
+        hovertemplate: "%{hovertext}<extra></extra>",
+      });
+    });
     for (const group of all.groups) {
       const arms = group.arms.filter((arm) => shown.has(arm));
       if (!arms.length) continue;

@@ -19,9 +19,8 @@ from typing import Literal
 from legibility.tradeoff._arms import Metric, Section
 from legibility.tradeoff._statistics import Estimate, estimate
 from legibility.tradeoff.statistics._curves import Curve, Point, curves
-from legibility.tradeoff.statistics._significance import holm, t_test
+from legibility.tradeoff.statistics._significance import ALPHA, holm, t_test
 
-ALPHA = 0.05
 FEWEST_POINTS = 3
 
 MatchedOutcome = Literal[

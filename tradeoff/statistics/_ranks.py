@@ -67,7 +67,7 @@ def rank_correlations(section: Section, metrics: Sequence[Metric] | None = None)
     """Rank correlation of each two scores over the arms' means, controls left out.
 
     Arms are what the scores rank; seeds of one arm are not independent of each other, so they add nothing to n. With few
-    arms rho says little: of five arms a tenth of all orders agree to .7 or more by chance.
+    arms rho says little: of five arms 12 % of all orders agree to .7 or more by chance.
 
     Args:
         section: from `compare`.

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from legibility.tradeoff._statistics import Estimate, t_probability
 
+ALPHA = 0.05
+
 
 def t_test(found: Estimate, allowance: float = 0.0) -> float | None:
     r"""Two-sided p value of the mean being zero, by Student's t over seeds.

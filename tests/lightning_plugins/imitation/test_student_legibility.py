@@ -125,9 +125,20 @@ def test_strength_zero_is_no_callback_bit_for_bit(pl: Any, trainer: Callable[...
     trainer(plugin, max_epochs=2).fit(watched, loader(shuffle=True), loader())
     for name, value in bare.state_dict().items():
         assert torch.equal(value, watched.state_dict()[name]), name
-    assert plugin.built is not None and all(
-        not torch.equal(weights_of(n), torch.zeros_like(weights_of(n))) for n in plugin.built.cohort.networks.values()
-    )
+    assert plugin.built is not None and all(plugin.built.cohort.active.values()), "the students have learnt something"
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+@pytest.mark.parametrize("options", [{"taps": "nowhere"}, {"output": "nowhere"}])
+def test_what_can_not_be_found_is_an_error_at_strength_zero_too_and_says_why(
+    pl: Any, trainer: Callable[..., Any], strength: float, options: dict[str, str]
+) -> None:
+    module = make_module(pl)
+    before = weights_of(module)
+    with pytest.raises(ValueError, match="nowhere") as caught:
+        trainer(callback(strength, **options)).fit(module, loader())
+    assert ("At `strength` 0 the students still train, to be measured" in str(caught.value)) == (strength == 0)
+    assert torch.equal(weights_of(module), before)
 
 
 def test_the_users_log_stays_the_pure_task_loss(pl: Any, trainer: Callable[..., Any]) -> None:

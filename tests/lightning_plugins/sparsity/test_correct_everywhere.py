@@ -122,7 +122,7 @@ def test_a_tied_weight_is_moved_once(pl: Any, trainer: Callable[..., Any], kind:
     assert (found[0] == 0).any()
 
 
-@pytest.mark.parametrize("kind", ["plain", "preconditioned", "top-k", "latent", "wiring", "neurons"])
+@pytest.mark.parametrize("kind", ["plain", "preconditioned", "top-k", "latent", "latent top-k", "wiring", "neurons"])
 def test_an_accumulated_step_is_one_step(pl: Any, trainer: Callable[..., Any], kind: str) -> None:
     """4 batches of 2 rows to a step do what a batch of 8 rows does: one step of the callback for one of the optimizer."""
     whole, parts = (make_module(pl, optimizer="adamw") for _ in range(2))
@@ -133,7 +133,9 @@ def test_an_accumulated_step_is_one_step(pl: Any, trainer: Callable[..., Any], k
     assert (zeros[0].any() or kind == "neurons") and (zeros[0] != zeros[1]).float().mean() < 5e-3
 
 
-@pytest.mark.parametrize("kind", ["plain", "preconditioned", "top-k", "latent", "wiring", "rows", "neurons"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "preconditioned", "top-k", "latent", "latent top-k", "wiring", "rows", "neurons"]
+)
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_that_the_scaler_skips_moves_nothing(
     pl: Any, trainer: Callable[..., Any], kind: str, fused: bool
@@ -162,6 +164,8 @@ def test_a_step_that_the_scaler_skips_moves_nothing(
     for (_, before), (overflowed, after) in itertools.pairwise(seen):
         if overflowed and kind == "top-k":  # the schedule goes on: weights may become zero, none changes otherwise
             assert torch.equal(after[after != 0], before[after != 0])
+        elif overflowed and kind == "latent top-k":  # as well: weights may shrink
+            assert (after.abs() <= before.abs()).all()
         else:
             assert torch.equal(after, before) == overflowed
 

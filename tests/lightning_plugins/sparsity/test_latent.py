@@ -1,6 +1,7 @@
 """Latent weights: what thresholds took is kept beneath them."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from tiny import loader, make_module, net, weights_of
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from legibility.lightning_plugins import L1Sparsity, Schedule, TopKSparsity
 from legibility.losses import reweighted_soft_threshold, soft_threshold
@@ -56,8 +57,8 @@ def test_l1_equals_a_dense_copy_kept_by_hand(pl: Any, trainer: Callable[..., Any
 
 def test_top_k_equals_a_dense_copy_kept_by_hand(pl: Any, trainer: Callable[..., Any]) -> None:
     def cut(weight: Tensor, size: float, step: int) -> Tensor:
-        kept = round(0.2 * weight.numel())
-        return weight * (weight.abs() >= weight.abs().flatten().topk(kept).values[-1])
+        threshold = float(weight.abs().flatten().topk(round(0.2 * weight.numel()) + 1).values[-1])
+        return soft_threshold(weight, threshold)
 
     module = make_module(pl, optimizer="adamw")
     trainer(TopKSparsity(0.8, schedule=Schedule(), latent=True), max_epochs=2).fit(module, loader())
@@ -90,7 +91,12 @@ def test_resume_equals_uninterrupted(
     assert (weights_of(whole) == 0).any()
 
 
-def test_in_half_precision_rounding_is_kept_too(pl: Any, trainer: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    "sparse",
+    [L1Sparsity(0.5, reweighted=False, heal=0.0, latent=True), TopKSparsity(0.5, latent=True)],
+    ids=["l1", "top-k"],
+)
+def test_in_half_precision_rounding_is_kept_too(pl: Any, trainer: Callable[..., Any], sparse: Any) -> None:
     class Module(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
@@ -104,15 +110,19 @@ def test_in_half_precision_rounding_is_kept_too(pl: Any, trainer: Callable[..., 
 
     module = Module()
     start = module.layer.weight.detach().clone()
-    sparse = L1Sparsity(0.5, reweighted=False, heal=0.0, latent=True)
     trainer(sparse, max_epochs=50).fit(module, loader())
-    expected = soft_threshold(start.float(), 0.5 * float(start.float().square().mean().sqrt()))
+    size = float(start.float().square().mean().sqrt())
+    threshold = 0.5 * size if isinstance(sparse, L1Sparsity) else float(start.float().abs().median())
+    expected = soft_threshold(start.float(), threshold)
     torch.testing.assert_close(module.layer.weight.float(), expected, rtol=8e-3, atol=1e-4)
 
 
 def test_what_does_not_go_together() -> None:
     with pytest.raises(ValueError, match="`preconditioned` and `latent`"):
         L1Sparsity(1.0, preconditioned=0.1, latent=True)
+    for other in ({"scope": "2:4"}, {"minimum_per_row": 1}):
+        with pytest.raises(ValueError, match="`latent` shrinks weights by one threshold"):
+            TopKSparsity(0.5, latent=True, **other)
 
 
 @pytest.fixture
@@ -137,4 +147,19 @@ def sharded() -> Iterator[nn.Parameter]:
 def test_shards_that_can_not_be_followed_are_refused(sharded: nn.Parameter, callback: Any, message: str) -> None:
     callback._weights = {"layer.weight": sharded}
     with pytest.raises(ValueError, match=message):
+        callback._begin(None, fresh=True)
+
+
+@pytest.mark.parametrize("other", ["whole", "on all alike", "over another mesh", "by rows"])
+def test_one_count_is_of_weights_that_are_shared_out_alike(sharded: nn.Parameter, other: str) -> None:
+    mesh = init_device_mesh("cpu", (1, 1)) if other == "over another mesh" else init_device_mesh("cpu", (1,))
+    placements: Any = {"on all alike": [Replicate()], "over another mesh": [Shard(0), Shard(1)]}.get(other, [Shard(0)])
+    weight = torch.randn(6, 6)
+    callback: Any = TopKSparsity(0.5, scope="global")
+    callback._weights = {
+        "layer.weight": sharded,
+        "head.weight": nn.Parameter(weight if other == "whole" else distribute_tensor(weight, mesh, placements)),
+    }
+    message = r"layer\.weight and head\.weight are not shared out alike"
+    with nullcontext() if other == "by rows" else pytest.raises(ValueError, match=message):
         callback._begin(None, fresh=True)

@@ -149,13 +149,10 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         TopKSparsity(**options)
 
 
-@pytest.mark.parametrize("latent", [False, True])
 @pytest.mark.parametrize("heal", [0.0, 0.4])
-def test_two_of_each_four_stay_and_are_the_largest(
-    pl: Any, trainer: Callable[..., Any], heal: float, latent: bool
-) -> None:
+def test_two_of_each_four_stay_and_are_the_largest(pl: Any, trainer: Callable[..., Any], heal: float) -> None:
     module = make_module(pl, optimizer="adamw")
-    sparse = TopKSparsity(0.5, scope="2:4", exclude="net.0.*", heal=heal, latent=latent)
+    sparse = TopKSparsity(0.5, scope="2:4", exclude="net.0.*", heal=heal)
     trainer(sparse, max_epochs=4).fit(module, loader())
     assert not (module.net[0].weight == 0).any()
     for layer in (module.net[2], module.net[4]):

@@ -1,6 +1,7 @@
 """The page in a real browser: it opens, draws, filters, says what a mark is, prints, and no name from outside runs."""
 
 import html
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,26 @@ def test_filters_work_by_mouse_and_keyboard(open_page: Open, language_model: lis
     opened.settle()
     assert page.get_by_label("values").is_checked()
     assert page.evaluate("document.querySelector('.plot').layout.yaxis.title.text") != changes
+
+
+def test_the_median_front_is_drawn_where_it_is_asked_for(open_page: Open, record: Make) -> None:
+    runs = [record("plain", seed, 2.0, {"fvu": 1.0}) for seed in (0, 1)]
+    for arm, loss, fvu in (("a-1", 2.2, 0.8), ("a-2", 2.4, 0.5)):
+        runs += [record(arm, seed, loss, {"fvu": fvu}) for seed in (0, 1)]
+    opened = open_page(runs)
+    assert opened.marks(0, "attained") == 0
+    opened.page.get_by_label("median front").check()
+    opened.settle()
+    assert opened.marks(0, "attained") == 2
+    lines = [line.get_attribute("d") or "" for line in opened.page.locator(".plot .js-line").all()]
+    assert any(re.search(r"H.*V", line) for line in lines), "on at the score that is reached, then down"
+    opened.page.get_by_label("single runs").uncheck()
+    opened.settle()
+    text = opened.hover(0, "attained", 1, "a", "a · half of 2 seeds reach")
+    assert "task loss: +20.0 %" in text and "-50" in text.replace("\u2212", "-")
+    opened.page.get_by_role("button", name="a 2 strengths").click()
+    opened.settle()
+    assert opened.marks(0, "attained") == 0
 
 
 def test_everything_can_be_reached_by_the_tab_key(open_page: Open, language_model: list[RunRecord]) -> None:

@@ -200,6 +200,33 @@ def test_an_arm_and_multiples_of_its_strengths_have_one_button(record: Make) -> 
     assert "l1 4 strengths" in parsed.text
 
 
+def test_the_median_front_of_a_method_by_hand(record: Make) -> None:
+    runs = [record("plain", seed, 2.0, {"fvu": 1.0}) for seed in (0, 1)]
+    for arm, seed, loss, fvu in (
+        ("a-1", 0, 2.1, 0.8),
+        ("a-1", 1, 2.3, 0.6),
+        ("a-2", 0, 2.2, 0.5),
+        ("a-2", 1, 2.4, 0.7),
+    ):
+        runs.append(record(arm, seed, loss, {"fvu": fvu}))
+    parsed = Page(render_html(compare(runs)))
+    (panel,) = parsed.pictures()["section-0"]["panels"]
+    # One of two seeds: seed 0 alone reaches all of it, (2.4, .7) and (2.3, .6) are beaten.
+    assert panel["attained"]["values"][0] is None, "plain is one arm"
+    found = panel["attained"]["values"][1]
+    assert (found["name"], found["over"], found["x"], found["y"]) == (
+        "a",
+        "half of 2 seeds reach",
+        [2.1, 2.2],
+        [0.8, 0.5],
+    )
+    assert found["texts"] == [["2.100", "0.8000"], ["2.200", "0.5000"]]
+    changes = panel["attained"]["changes"][1]
+    assert (changes["x"], changes["y"]) == ([5.0, 10.0], [-20.0, -50.0])
+    assert "median front" in parsed.text
+    assert "median front" not in Page(render_html(compare([run for run in runs if run.arm != "a-2"]))).text
+
+
 def test_controls_of_several_methods_are_told_apart(record: Make) -> None:
     runs = [record("plain", 0, 2.0, {"fvu": 1.0})]
     for index, arm in enumerate(("a-1", "a-2", "b-1", "b-2")):
