@@ -22,7 +22,7 @@ from legibility.lightning_plugins.report._imitation_scores import (
 )
 from legibility.lightning_plugins.report._queries import Call, Subject, ask
 from legibility.lightning_plugins.report.choice._budget import Spent
-from legibility.lightning_plugins.report.choice._further import Choice, further, look_at
+from legibility.lightning_plugins.report.choice._further import Choice, Seen, further, look_at, page_seconds
 from legibility.lightning_plugins.report.choice._subject_material import unhitched
 from legibility.lightning_plugins.report.picture._collect import collect
 from legibility.lightning_plugins.report.picture._options import ModelPage
@@ -56,6 +56,7 @@ class Extent:
         agreed: Gives rank 0's number where all ranks measure together.
         aloud: Prints a line.
         page: How the page of the model is made; None: there is none.
+        drawn: Draw it whatever that takes.
     """
 
     patterns: Sequence[str]
@@ -63,10 +64,26 @@ class Extent:
     agreed: Callable[[float], float]
     aloud: Callable[[str], None]
     page: ModelPage | None
+    drawn: bool
 
     def spare(self, needed: float) -> float:
         """Seconds left after so many for students that nobody named; below 0 it is too much."""
         return self.agreed(self.spent.for_students() - needed)
+
+    def why_undrawn(self, seen: Seen) -> str | None:
+        """Why there is no page; None if there is one, or nobody wants one."""
+        if self.page is None or self.drawn or math.isinf(self.spent.for_page()):
+            return None
+        needed = page_seconds(seen)
+        left = self.agreed(self.spent.for_page())
+        return (
+            None
+            if needed <= left
+            else (
+                f"No page: drawing the model takes about {needed:.1g} s, {max(0.0, left):.1g} s of the budget are left. Give "
+                "`page=ModelPage()` or `budget_seconds=`."
+            )
+        )
 
     def tell(self, estimates: str) -> None:
         """Says what is going to be measured."""
@@ -204,7 +221,9 @@ def _measure(
             choice = Choice(extent.patterns, extent.spent.left, extent.spent.why_none, extent.tell, chosen, per_fit)
             others = further(seen, subject, choice, classifies=classifies(queries), progress=progress)
             found.scores += others.entries
-            if extent.page is not None:
+            undrawn = extent.why_undrawn(seen)
+            found.notes += [] if undrawn is None else [undrawn]
+            if extent.page is not None and undrawn is None:
                 found.picture = collect(
                     extent.page,
                     subject,

@@ -10,9 +10,9 @@ from legibility.tradeoff import RunRecord
 from legibility.tradeoff.model_page import ModelPicture, page_path, picture_path, save_picture, write_model_html
 
 
-def load_what_draws() -> None:
+def load_what_draws(wanted: bool) -> None:
     """Imports what drawing needs: a fifth of a second once in a process, which the report of a fit of seconds would feel."""
-    for name in ("networkx", "jinja2"):
+    for name in ("networkx", "jinja2") if wanted else ():
         with suppress(ImportError):  # without networkx a graph has no clusters, and says so
             import_module(name)
 

@@ -41,17 +41,15 @@ class InterpretabilityReport(LegibilityCallback):
     - held-out imitation: students of architectures that took no part in training learn the model's answers from
       scratch; KL, relative KL, top-1 disagreement, code length, saving, and the saving beyond the same students' on
       the true labels (:func:`legibility.scores.held_out_imitation`);
-    - patch-through KL and unexplained variance of each tap; sparsity of the weights;
-    - guards: entropy, effective rank, RMS and live units of each tap;
+    - patch-through KL, unexplained variance, effective rank, RMS and live units of each tap; sparsity of the weights;
     - whatever else of :mod:`legibility.scores` applies, each beside an untrained, a constant, a permuted and a flattened
       model: trees, neighbours and kernels, errors, circuits, compressed size, weight structure, dimension, lenses,
       feed-forward values, and with ``concepts`` what units say of them.
 
-    It keeps to the budget, 15 % of the fit's time (`benchmarks/report_cost.py`). Held-out students come first, and are
-    fitted whole or not at all, so that runs can be compared: a fit of seconds has no time for them. The rest is announced
-    with estimates and taken cheapest first. What did not fit in says so; ``budget_seconds=inf`` (YAML ``.inf``) takes all.
-    Students that you name are fitted whatever that takes (at worst 2 % is left for the rest): name them where runs are to
-    be compared, as the recipes do.
+    It keeps to the budget, 15 % of the fit's time (`benchmarks/report_cost.py`). Held-out students come first, whole or not
+    at all: a fit of seconds has no time for them. The rest is taken cheapest first, as announced. What did not fit in says
+    so; ``budget_seconds=inf`` (YAML ``.inf``) takes all. Students and a page that you name are fitted and drawn whatever
+    that takes (the rest then has 2 %): name them where runs are to be compared, as the recipes do.
 
     Under DDP rank 0 measures and the others wait. Under FSDP2 and tensor parallelism all ranks measure in step, each
     with its shards, and rank 0 writes; :meth:`measure` must be called on all ranks then.
@@ -78,10 +76,10 @@ class InterpretabilityReport(LegibilityCallback):
         concepts: Dotted path of concept labels within a batch, such as ``"2"`` or ``"concepts"``: integers, a row for each
             example (of sequences also for each position), a column for each concept.
         budget: Time for the whole report as a share of the fit's; 0 leaves it at held-out students that you name.
-        budget_seconds: The same in seconds; ``inf``: no limit. Without it and without a fit (:meth:`measure`): students alone.
+        budget_seconds: The same in seconds; ``inf``: no limit. Without it and a fit (:meth:`measure`): students and page.
         task_loss: Name of a logged metric to report as the task loss, where the cross-entropy of the queries is not it.
-        page: Write ``model.html`` beside the record, many small pictures of the model on one page, and
-            ``picture.json.gz``, what it is drawn from; a :class:`ModelPage` says how tokens and examples are shown.
+        page: Write ``model.html`` beside the record, many small pictures of the model, and ``picture.json.gz``, what it is
+            drawn from, if the budget allows. A :class:`ModelPage` says how they are shown, and draws in any case.
         progress: Print what is being measured, what it is estimated to take and what it took.
 
     Raises:
@@ -135,11 +133,11 @@ class InterpretabilityReport(LegibilityCallback):
         self.budget = Budget(budget, budget_seconds)
         self.task_loss = task_loss
         self.page = (ModelPage() if page else None) if isinstance(page, bool) else page
+        self._drawn = not isinstance(page, bool)
         self.progress = progress
-        #: The last record written, and where.
+        #: The last record written, where, and the model's page, if one was written.
         self.record: RunRecord | None = None
         self.path: Path | None = None
-        #: The model's page, if one was written.
         self.page_path: Path | None = None
         self._found: str | None = model
         self._found_output: str | None = output
@@ -154,8 +152,7 @@ class InterpretabilityReport(LegibilityCallback):
     def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         self._adopt(trainer)
         announce_run(trainer, self.arm, self.seed, self.recipe)
-        if self.page is not None and trainer.is_global_zero:
-            load_what_draws()
+        load_what_draws(wanted=self.page is not None and trainer.is_global_zero)
         self._clock = Clock()
         self._recorder(pl_module, taps=True)  # names that match nothing are said now, not after training
         self._keeper.start(pl_module)
@@ -345,7 +342,7 @@ class InterpretabilityReport(LegibilityCallback):
                 self.families,
                 control=control,
                 random_init_control=self.random_init_control,
-                extent=Extent(self.scores, spent, partial(agreed, trainer), aloud, self.page),
+                extent=Extent(self.scores, spent, partial(agreed, trainer), aloud, self.page, self._drawn),
                 progress=progress,
             )
         if self.task_loss is not None:

@@ -100,6 +100,11 @@ class Spent:
         limit = self.budget.limit(self.fit_seconds)
         return math.inf if limit is None else max(0.0, limit - self._gone())
 
+    def for_page(self) -> float:
+        """Seconds that are left now for drawing the model; no limit where nothing sets one."""
+        limit = self.budget.limit(self.fit_seconds)
+        return math.inf if limit is None else limit - (time.perf_counter() - self.start)
+
     def _gone(self) -> float:
         """Seconds that are spent or spoken for."""
         limit = self.budget.limit(self.fit_seconds)
