@@ -19,7 +19,7 @@ from launch import place
 from manual_programs import GANS, ONE_MODEL
 from scenarios import BATCHES, DDP, FSDP2, RATE, STRENGTH, Scenario, batches, idle, model, task
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.functional import cross_entropy
@@ -27,6 +27,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from legibility.lightning_plugins import InterpretabilityReport, StudentLegibility
 from legibility.students import MLPStudent
+
+try:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+except ImportError:  # before torch 2.6
+    from torch.distributed._composable.fsdp import MixedPrecisionPolicy, fully_shard  # type: ignore[attr-defined]
 
 PROGRAMS = {name: (program, optimizers, "net") for name, (program, optimizers) in ONE_MODEL.items()}
 PROGRAMS |= {f"GAN {name}, {one}": (program, ["g", "d"], one) for name, program in GANS.items() for one in ("g", "d")}
