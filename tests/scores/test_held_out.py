@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from legibility.scores import (
     PROTOCOL,
@@ -372,7 +373,7 @@ def test_the_estimate_counts_the_steps_of_the_fit_and_leaves_the_random_state(mo
     queries = Queries(inputs=torch.randn(300, 4), logits=torch.randn(300, 3), taps={"net": torch.randn(300, 5)})
     students = [LinearStudent(), MLPStudent()]
     steps: list[object] = []
-    hook = torch.optim.optimizer.register_optimizer_step_pre_hook(lambda *step: steps.append(step))
+    hook = register_optimizer_step_pre_hook(lambda *step: steps.append(step))
     held_out_imitation(queries, students, passes=2)
     hook.remove()
     before = torch.get_rng_state()
