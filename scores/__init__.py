@@ -57,6 +57,8 @@ from legibility.scores.imitation._held_out import held_out_twin as held_out_twin
 from legibility.scores.imitation._held_out_metric import HeldOutImitation as HeldOutImitation
 from legibility.scores.imitation._patch_through import PatchThroughKL as PatchThroughKL
 from legibility.scores.imitation._patch_through import patch_through_kl as patch_through_kl
+from legibility.scores.imitation._pilot import FitSeconds as FitSeconds
+from legibility.scores.imitation._pilot import held_out_seconds as held_out_seconds
 from legibility.scores.imitation._queries import Queries as Queries
 from legibility.scores.imitation._queries_metric import PredictableErrors as PredictableErrors
 from legibility.scores.imitation._queries_metric import TreePathLength as TreePathLength
@@ -216,6 +218,7 @@ __all__ = [
     "gini",
     "headline_scores",
     "held_out_imitation",
+    "held_out_seconds",
     "held_out_twin",
     "hoyer",
     "imitation_saving",

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from legibility.lightning_plugins.report._queries import Call, Subject, patched
-from legibility.scores import FamilyImitation, Queries, held_out_imitation, held_out_twin, patch_through_kl
+from legibility.scores import (
+    FamilyImitation,
+    FitSeconds,
+    Queries,
+    held_out_imitation,
+    held_out_seconds,
+    held_out_twin,
+    patch_through_kl,
+)
 from legibility.students import Student, held_out_students, read_signature
 from legibility.tradeoff import ScoreEntry
 
@@ -22,7 +30,8 @@ class Families:
     """The held-out students and how they are fitted.
 
     Attributes:
-        students: Architectures, or "auto": those that suit the input and took no part in training.
+        students: Architectures, which are fitted whatever that takes; or "auto": those that suit the input and took no part
+            in training, fitted if the budget allows.
         passes: Epochs over what was seen, see :func:`legibility.scores.held_out_imitation`.
         seed: Of their weights and shuffling.
     """
@@ -47,6 +56,10 @@ class Families:
     ) -> dict[str, FamilyImitation]:
         """Fits every family from scratch."""
         return held_out_imitation(queries, students, twin=twin, passes=self.passes, seed=self.seed, progress=progress)
+
+    def estimated(self, queries: Queries, students: list[Student]) -> FitSeconds:
+        """What fitting them is estimated to take."""
+        return held_out_seconds(queries, students, passes=self.passes)
 
     def fit_once(self, queries: Queries, students: list[Student], progress: Progress) -> dict[str, FamilyImitation]:
         """The same for answers that come again: an untrained model of one architecture answers alike in every arm."""
@@ -112,6 +125,7 @@ class _Control(NamedTuple):
 def imitation_scores(
     subject: Subject,
     families: Families,
+    students: list[Student],
     queries: Queries,
     used: list[Call],
     temperature: float,
@@ -122,7 +136,8 @@ def imitation_scores(
 
     Args:
         subject: The model, in evaluation mode.
-        families: The families.
+        families: How they are fitted.
+        students: The families.
         queries: The model's answers.
         used: The calls that the queries come from.
         temperature: What the queries' logits were divided by.
@@ -132,10 +147,6 @@ def imitation_scores(
     Returns:
         The entries, and what each family made of it.
     """
-    students = families.chosen(queries, subject.trained_with)
-    if not students:
-        reason = "every family that reads such inputs took part in training"
-        return Imitation([missing_entry("held_out_kl", "nats", "lower", reason)], {})
     twin = families.twin(queries, students, lambda name, share: progress(f"{name} on the true labels", share))
     fitted = families.fit(queries, students, progress, twin)
     entries = []
@@ -155,17 +166,31 @@ def missing_entry(name: str, unit: str, direction: Literal["lower", "higher"] | 
     return ScoreEntry(name, None, unit, direction, None, None, trained_on=False, reason=reason)
 
 
+def left_out(reason: str) -> Imitation:
+    """No student was fitted: why, for each of their scores."""
+    return Imitation([missing_entry(name, unit, to, reason) for name, (unit, to) in _SCORES.items()], {})
+
+
+_SCORES: dict[str, tuple[str, Literal["lower", "higher"]]] = {
+    "held_out_kl": ("nats", "lower"),
+    "relative_kl": ("ratio", "lower"),
+    "disagreement": ("share", "lower"),
+    "code_length": ("bits", "lower"),
+    "imitation_saving": ("share", "higher"),
+    "adjusted_saving": ("share", "higher"),
+}
+
+
 def _values(family: FamilyImitation) -> dict[str, _Value]:
-    values = {
-        "held_out_kl": _Value(family.kl, "nats", "lower", family.reasons.get("kl")),
-        "relative_kl": _Value(family.relative_kl, "ratio", "lower", family.reasons.get("relative_kl")),
-        "disagreement": _Value(family.disagreement, "share", "lower", family.reasons.get("disagreement")),
-        "code_length": _Value(
-            family.code_length / family.positions, "bits", "lower", family.reasons.get("code_length")
-        ),
-        "imitation_saving": _Value(family.saving, "share", "higher", family.reasons.get("saving")),
-        "adjusted_saving": _Value(family.adjusted_saving, "share", "higher", family.reasons.get("adjusted_saving")),
+    found = {
+        "held_out_kl": (family.kl, "kl"),
+        "relative_kl": (family.relative_kl, "relative_kl"),
+        "disagreement": (family.disagreement, "disagreement"),
+        "code_length": (family.code_length / family.positions, "code_length"),
+        "imitation_saving": (family.saving, "saving"),
+        "adjusted_saving": (family.adjusted_saving, "adjusted_saving"),
     }
+    values = {name: _Value(value, *_SCORES[name], family.reasons.get(key)) for name, (value, key) in found.items()}
     for tap, fvu in family.fvu.items():
         values[f"fvu/{tap}"] = _Value(fvu, "ratio", "lower", family.reasons.get(f"fvu/{tap}"))
     return values

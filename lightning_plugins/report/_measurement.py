@@ -1,5 +1,6 @@
 """From a finished model and its queries to everything that a run record says about it."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,17 +17,18 @@ from legibility.lightning_plugins.report._imitation_scores import (
     Imitation,
     Progress,
     imitation_scores,
+    left_out,
     missing_entry,
 )
-from legibility.lightning_plugins.report._queries import Subject, ask
-from legibility.lightning_plugins.report.choice._further import Choice, further, look_at
+from legibility.lightning_plugins.report._queries import Call, Subject, ask
+from legibility.lightning_plugins.report.choice._budget import Spent
+from legibility.lightning_plugins.report.choice._further import Choice, Seen, further, look_at, page_seconds
 from legibility.lightning_plugins.report.choice._subject_material import unhitched
 from legibility.lightning_plugins.report.picture._collect import collect
 from legibility.lightning_plugins.report.picture._options import ModelPage
 from legibility.lightning_plugins.sparsity._weights import penalisable_weights
 from legibility.losses import entropy
 from legibility.scores import (
-    FamilyImitation,
     Queries,
     activation_rms,
     effective_rank,
@@ -50,17 +52,42 @@ class Extent:
 
     Attributes:
         patterns: Shell patterns over the scores' names.
-        left: Says how many seconds are left.
-        why_none: What is said of each score if none are.
-        tell: Called with the estimates, before measuring.
+        spent: The budget.
+        agreed: Gives rank 0's number where all ranks measure together.
+        aloud: Prints a line.
         page: How the page of the model is made; None: there is none.
+        drawn: Draw it whatever that takes.
     """
 
     patterns: Sequence[str]
-    left: Callable[[], float]
-    why_none: str
-    tell: Callable[[str], None]
+    spent: Spent
+    agreed: Callable[[float], float]
+    aloud: Callable[[str], None]
     page: ModelPage | None
+    drawn: bool
+
+    def spare(self, needed: float) -> float:
+        """Seconds left after so many for students that nobody named; below 0 it is too much."""
+        return self.agreed(self.spent.for_students() - needed)
+
+    def why_undrawn(self, seen: Seen) -> str | None:
+        """Why there is no page; None if there is one, or nobody wants one."""
+        if self.page is None or self.drawn or math.isinf(self.spent.for_page()):
+            return None
+        needed = page_seconds(seen)
+        left = self.agreed(self.spent.for_page())
+        return (
+            None
+            if needed <= left
+            else (
+                f"No page: drawing the model takes about {needed:.1g} s, {max(0.0, left):.1g} s of the budget are left. Give "
+                "`page=ModelPage()` or `budget_seconds=`."
+            )
+        )
+
+    def tell(self, estimates: str) -> None:
+        """Says what is going to be measured."""
+        self.aloud(self.spent.told(estimates))
 
 
 @dataclass
@@ -111,18 +138,11 @@ def measure_subject(
     """
     if isinstance(control, RandomInitControl):
         with untrained(subject.primary, control.seed) as uncovered:
-            found = _measure(subject, families, None, None, extent, progress)
+            found = _measure(subject, families, None, False, extent, progress)
         if uncovered:
             found.notes.append(f"random-init: {uncovered} parameter tensors have no reset_parameters; drawn normal.")
         return found
-    beside = None
-    if random_init_control and control is None:
-        with untrained(subject.primary), untouched(subject.primary):
-            queries, _ = ask(subject)
-            students = families.chosen(queries, subject.trained_with) if classifies(queries) else []
-            if students:
-                beside = families.fit_once(queries, students, lambda n, share: progress(f"{n} on random init", share))
-    return _measure(subject, families, control, beside, extent, progress)
+    return _measure(subject, families, control, random_init_control and control is None, extent, progress)
 
 
 def classifies(queries: Queries) -> bool:
@@ -165,7 +185,7 @@ def _measure(
     subject: Subject,
     families: Families,
     control: TemperatureControl | None,
-    beside: Mapping[str, FamilyImitation] | None,
+    random_init_control: bool,
     extent: Extent,
     progress: Progress,
 ) -> Measurement:
@@ -189,22 +209,21 @@ def _measure(
             notes=notes,
             temperature=temperature if control is not None else None,
         )
-        begun = time.perf_counter()
-        if classifies(queries):
-            imitated = imitation_scores(subject, families, queries, used, temperature, beside, progress)
-        else:
-            reason = "the output is no distribution over classes: the batch holds no class labels for it"
-            imitated = Imitation([missing_entry("held_out_kl", "nats", "lower", reason)], {})
         # The model and the labels, with fewer passes than the headline's four.
-        per_fit = 1000 * (time.perf_counter() - begun) / int(queries.counted.sum()) / 2 * 4 / families.passes
+        imitated, seconds = _imitated(
+            subject, families, queries, used, temperature, random_init_control, extent.spare, progress
+        )
+        per_fit = 1000 * seconds / int(queries.counted.sum()) / 2 * 4 / families.passes
         found.scores += imitated.entries + _sparsity_entries(subject)
         chosen = None if isinstance(families.students, str) else families.students
         with unhitched(subject.primary):
             seen = look_at(subject, queries, used, temperature)
-            choice = Choice(extent.patterns, extent.left, extent.why_none, extent.tell, chosen, per_fit)
+            choice = Choice(extent.patterns, extent.spent.left, extent.spent.why_none, extent.tell, chosen, per_fit)
             others = further(seen, subject, choice, classifies=classifies(queries), progress=progress)
             found.scores += others.entries
-            if extent.page is not None:
+            undrawn = extent.why_undrawn(seen)
+            found.notes += [] if undrawn is None else [undrawn]
+            if extent.page is not None and undrawn is None:
                 found.picture = collect(
                     extent.page,
                     subject,
@@ -216,6 +235,43 @@ def _measure(
                     classifies(queries),
                 )
         return found
+
+
+def _imitated(
+    subject: Subject,
+    families: Families,
+    queries: Queries,
+    used: list[Call],
+    temperature: float,
+    random_init_control: bool,
+    spare: Callable[[float], float],
+    progress: Progress,
+) -> tuple[Imitation, float]:
+    """What held-out students make of the model, if they are fitted; and the seconds for it and the labels."""
+    if not classifies(queries):
+        reason = "the output is no distribution over classes: the batch holds no class labels for it"
+        return left_out(reason), 0.0
+    students = families.chosen(queries, subject.trained_with)
+    if not students:
+        return left_out("every family that reads such inputs took part in training"), 0.0
+    if isinstance(families.students, str) and not math.isinf(spare(0.0)):
+        estimate = families.estimated(queries, students)
+        needed = (1 + random_init_control) * estimate.imitation + (queries.labels is not None) * estimate.twin
+        left = spare(needed)
+        if left < 0:
+            reason = (
+                f"fitting students would take about {needed:.2g} s, {max(0.0, needed + left):.2g} s of the budget are "
+                "left: name them (`held_out=[...]`), or give `budget_seconds=`"
+            )
+            return left_out(reason), sum(estimate)
+    beside = None
+    if random_init_control:
+        with untrained(subject.primary):
+            answers, _ = ask(subject)
+            beside = families.fit_once(answers, students, lambda n, share: progress(f"{n} on random init", share))
+    begun = time.perf_counter()
+    imitated = imitation_scores(subject, families, students, queries, used, temperature, beside, progress)
+    return imitated, time.perf_counter() - begun
 
 
 def _guards(taps: Mapping[str, Tensor]) -> dict[str, float | None]:

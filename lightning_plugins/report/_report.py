@@ -17,10 +17,10 @@ from legibility.lightning_plugins.report._cost import Clock, cost_entry
 from legibility.lightning_plugins.report._finished import finished_model
 from legibility.lightning_plugins.report._imitation_scores import Families
 from legibility.lightning_plugins.report._measurement import Extent, Measurement, logged_loss, measure_subject
-from legibility.lightning_plugins.report._page_files import write_page
+from legibility.lightning_plugins.report._page_files import load_what_draws, write_page
 from legibility.lightning_plugins.report._query_keeper import QueryKeeper
 from legibility.lightning_plugins.report._run_record import plain_hparams, plugins_of, record_path, run_record, terms_of
-from legibility.lightning_plugins.report._shards import in_step
+from legibility.lightning_plugins.report._shards import agreed, in_step
 from legibility.lightning_plugins.report._telling import cost_in_words, say, telling
 from legibility.lightning_plugins.report._wandb import announce_run, publish_record
 from legibility.lightning_plugins.report.choice._budget import Budget, Spent
@@ -41,15 +41,15 @@ class InterpretabilityReport(LegibilityCallback):
     - held-out imitation: students of architectures that took no part in training learn the model's answers from
       scratch; KL, relative KL, top-1 disagreement, code length, saving, and the saving beyond the same students' on
       the true labels (:func:`legibility.scores.held_out_imitation`);
-    - patch-through KL and unexplained variance of each tap; sparsity of the weights;
-    - guards: entropy, effective rank, RMS and live units of each tap;
-    - whatever else of :mod:`legibility.scores` applies to this model, each beside an untrained, a constant, a permuted and a
-      flattened one: imitation by trees, neighbours and kernels, error predictability, circuits, compressed size, weight
-      structure, dimension, lenses, feed-forward values, and with ``concepts`` what units say of them.
+    - patch-through KL, unexplained variance, effective rank, RMS and live units of each tap; sparsity of the weights;
+    - whatever else of :mod:`legibility.scores` applies, each beside an untrained, a constant, a permuted and a flattened
+      model: trees, neighbours and kernels, errors, circuits, compressed size, weight structure, dimension, lenses,
+      feed-forward values, and with ``concepts`` what units say of them.
 
-    The held-out students come first and are never cut short: in a short fit they alone can take longer than the budget,
-    15 % of the fit's time. The rest is announced with estimates and taken cheapest first as long as the whole stays within
-    it (2 % where the students used it up). What did not fit in says so; ``budget_seconds=inf`` (YAML ``.inf``) takes all.
+    It keeps to the budget, 15 % of the fit's time (`benchmarks/report_cost.py`). Held-out students come first, whole or not
+    at all: a fit of seconds has no time for them. The rest is taken cheapest first, as announced. What did not fit in says
+    so; ``budget_seconds=inf`` (YAML ``.inf``) takes all. Students and a page that you name are fitted and drawn whatever
+    that takes (the rest then has 2 %): name them where runs are to be compared, as the recipes do.
 
     Under DDP rank 0 measures and the others wait. Under FSDP2 and tensor parallelism all ranks measure in step, each
     with its shards, and rank 0 writes; :meth:`measure` must be called on all ranks then.
@@ -68,18 +68,18 @@ class InterpretabilityReport(LegibilityCallback):
         taps: Patterns over module names to patch and guard; default: that callback's.
         output: Dotted path of the logits in the model's result.
         reads: Name of a module whose output held-out students read.
-        held_out: Families, or "auto": those that suit the input and took no part in training.
+        held_out: Families, fitted in any case; or "auto": such as took no part in training, if the budget allows.
         queries: Number of examples kept.
         passes: Passes of each family over what it has seen.
         random_init_control: Measure the held-out families on the untrained model too. It doubles their time.
         scores: Shell patterns over the names of the scores beside the held-out students, such as ``"circuit_*"``.
         concepts: Dotted path of concept labels within a batch, such as ``"2"`` or ``"concepts"``: integers, a row for each
             example (of sequences also for each position), a column for each concept.
-        budget: Time for the whole report as a share of the fit's; 0 leaves it at the held-out students.
-        budget_seconds: The same in seconds, also where no fit was run (:meth:`measure`); ``inf``: no limit.
+        budget: Time for the whole report as a share of the fit's; 0 leaves it at held-out students that you name.
+        budget_seconds: The same in seconds; ``inf``: no limit. Without it and a fit (:meth:`measure`): students and page.
         task_loss: Name of a logged metric to report as the task loss, where the cross-entropy of the queries is not it.
-        page: Write ``model.html`` beside the record, many small pictures of the model on one page, and
-            ``picture.json.gz``, what it is drawn from; a :class:`ModelPage` says how tokens and examples are shown.
+        page: Write ``model.html`` beside the record, many small pictures of the model, and ``picture.json.gz``, what it is
+            drawn from, if the budget allows. A :class:`ModelPage` says how they are shown, and draws in any case.
         progress: Print what is being measured, what it is estimated to take and what it took.
 
     Raises:
@@ -133,11 +133,11 @@ class InterpretabilityReport(LegibilityCallback):
         self.budget = Budget(budget, budget_seconds)
         self.task_loss = task_loss
         self.page = (ModelPage() if page else None) if isinstance(page, bool) else page
+        self._drawn = not isinstance(page, bool)
         self.progress = progress
-        #: The last record written, and where.
+        #: The last record written, where, and the model's page, if one was written.
         self.record: RunRecord | None = None
         self.path: Path | None = None
-        #: The model's page, if one was written.
         self.page_path: Path | None = None
         self._found: str | None = model
         self._found_output: str | None = output
@@ -152,6 +152,7 @@ class InterpretabilityReport(LegibilityCallback):
     def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         self._adopt(trainer)
         announce_run(trainer, self.arm, self.seed, self.recipe)
+        load_what_draws(wanted=self.page is not None and trainer.is_global_zero)
         self._clock = Clock()
         self._recorder(pl_module, taps=True)  # names that match nothing are said now, not after training
         self._keeper.start(pl_module)
@@ -335,14 +336,13 @@ class InterpretabilityReport(LegibilityCallback):
         with on_device(pl_module, trainer.strategy.root_device), shown as (progress, aloud):
             recorder = partial(self._recorder, pl_module, taps=True)
             subject = finished_model(trainer, self._keeper.kept, recorder)
-            spent = Spent(self.budget, fit_seconds, start)
-            extent = Extent(self.scores, spent.left, spent.why_none, lambda text: aloud(spent.told(text)), self.page)
+            spent = Spent(self.budget, fit_seconds, start, page=self.page is not None)
             found = measure_subject(
                 subject,
                 self.families,
                 control=control,
                 random_init_control=self.random_init_control,
-                extent=extent,
+                extent=Extent(self.scores, spent, partial(agreed, trainer), aloud, self.page, self._drawn),
                 progress=progress,
             )
         if self.task_loss is not None:

@@ -32,5 +32,10 @@ def common_calls(trainer: "Trainer", kept: KeptCalls) -> KeptCalls:
     return trainer.strategy.broadcast(kept) if in_step(trainer) else kept
 
 
+def agreed(trainer: "Trainer", seconds: float) -> float:
+    """Rank 0's number where all ranks measure together, for what all must decide alike."""
+    return float(trainer.strategy.broadcast(seconds)) if in_step(trainer) else seconds
+
+
 def _bases(trainer: "Trainer") -> set[str]:
     return {base.__name__ for base in type(trainer.strategy).__mro__}

@@ -2,11 +2,13 @@
 
 import functools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from legibility.scores import (
     PROTOCOL,
@@ -15,11 +17,13 @@ from legibility.scores import (
     TreeEstimator,
     error_predictability,
     held_out_imitation,
+    held_out_seconds,
     held_out_twin,
     kt_code_length,
     match_temperature,
     prediction_code_length,
 )
+from legibility.scores.imitation import _pilot
 from legibility.students import (
     GRUStudent,
     LinearStudent,
@@ -362,3 +366,29 @@ def test_cka_of_a_layer_and_its_prediction() -> None:
     scaled = taps | {"linear": taps["linear"] * torch.tensor([8.0, 1.0, 0.25])}
     again = held_out_imitation(Queries(inputs, inputs[:, :3] * 2, taps=scaled), [LinearStudent()])["linear"]
     assert again.cka["linear"] == pytest.approx(found.cka["linear"], abs=1e-6)
+
+
+def test_the_estimate_counts_the_steps_of_the_fit_and_leaves_the_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If six steps of a student take a second."""
+    queries = Queries(inputs=torch.randn(300, 4), logits=torch.randn(300, 3), taps={"net": torch.randn(300, 5)})
+    students = [LinearStudent(), MLPStudent()]
+    steps: list[object] = []
+    hook = register_optimizer_step_pre_hook(lambda *step: steps.append(step))
+    held_out_imitation(queries, students, passes=2)
+    hook.remove()
+    before = torch.get_rng_state()
+    assert held_out_seconds(queries, students).imitation > 0
+    assert torch.equal(torch.get_rng_state(), before)
+    monkeypatch.setattr(_pilot, "held_out_imitation", lambda *args, **options: {"": SimpleNamespace(seconds=1.0)})
+    estimate = held_out_seconds(queries, students, passes=2)
+    assert estimate.imitation == pytest.approx(len(steps) / 6)
+    assert estimate.twin == pytest.approx(2 * sum(2 * math.ceil(300 // 2**b / 8) for b in (1, 2, 3, 4)) / 6)
+
+
+def test_the_estimate_takes_any_queries() -> None:
+    tokens = torch.randint(9, (32, 6))
+    mask = torch.ones(32, 6, dtype=torch.bool)
+    mask[:, 3:] = False
+    logits = torch.zeros(32, 6, 9).masked_fill(~mask.unsqueeze(-1), math.nan)
+    queries = Queries(inputs=tokens, logits=logits, mask=mask)
+    assert held_out_seconds(queries, [NGramStudent()]).imitation > 0

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 LEAST_SHARE = 0.02
 """Of the fit's time: what costs almost nothing is measured even where the held-out students used the budget up."""
 
+_MARGIN = 0.2  # of the budget: estimates are rough
+_PAGE_SHARE, _PAGE_SECONDS = 0.3, 3.0  # of the budget, and at most: what is kept for drawing the model
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -44,11 +47,17 @@ class Budget:
             fit_seconds: Of the fit that the report belongs to; None if there was none.
             spent: Seconds that the report took already.
         """
-        if self.seconds is not None:
-            return max(0.0, self.seconds - spent)
-        if fit_seconds is None or self.share == 0.0:
+        limit = self.limit(fit_seconds)
+        if limit is None:
             return 0.0
-        return max(self.share * fit_seconds - spent, min(self.share, LEAST_SHARE) * fit_seconds)
+        least = 0.0 if self.seconds is not None or fit_seconds is None else min(self.share, LEAST_SHARE) * fit_seconds
+        return max(limit - spent, least)
+
+    def limit(self, fit_seconds: float | None) -> float | None:
+        """Seconds for the whole report; None where neither a fit nor the user says."""
+        if self.seconds is not None or fit_seconds is None:
+            return self.seconds
+        return self.share * fit_seconds
 
     def reason(self, fit_seconds: float | None) -> str:
         """Why nothing is left."""
@@ -60,11 +69,10 @@ class Budget:
 
     def in_words(self, fit_seconds: float | None) -> str:
         """For the reader."""
-        if self.seconds is not None:
-            return "no limit" if math.isinf(self.seconds) else f"{self.seconds:.3g} s"
-        return f"{100 * self.share:.3g} % of the fit" + (
-            "" if fit_seconds is None else f", {self.share * fit_seconds:.1f} s"
-        )
+        limit = self.limit(fit_seconds)
+        if self.seconds is None:
+            return f"{100 * self.share:.3g} % of the fit" + ("" if limit is None else f", {limit:.1f} s")
+        return "no limit" if math.isinf(self.seconds) else f"{self.seconds:.3g} s"
 
 
 @dataclass(frozen=True)
@@ -75,15 +83,35 @@ class Spent:
         budget: What the user allows.
         fit_seconds: Of the fit that the report belongs to; None if there was none.
         start: When the report began, by `time.perf_counter`.
+        page: Whether the model will be drawn, for which something is kept.
     """
 
     budget: Budget
     fit_seconds: float | None
     start: float
+    page: bool
 
     def left(self) -> float:
-        """Seconds that are left now."""
-        return self.budget.left(self.fit_seconds, time.perf_counter() - self.start)
+        """Seconds that are left now for what the held-out students leave undone."""
+        return self.budget.left(self.fit_seconds, self._gone())
+
+    def for_students(self) -> float:
+        """Seconds that are left now for held-out students that nobody named; no limit where nothing sets one."""
+        limit = self.budget.limit(self.fit_seconds)
+        return math.inf if limit is None else max(0.0, limit - self._gone())
+
+    def for_page(self) -> float:
+        """Seconds that are left now for drawing the model; no limit where nothing sets one."""
+        limit = self.budget.limit(self.fit_seconds)
+        return math.inf if limit is None else limit - (time.perf_counter() - self.start)
+
+    def _gone(self) -> float:
+        """Seconds that are spent or spoken for."""
+        limit = self.budget.limit(self.fit_seconds)
+        gone = time.perf_counter() - self.start
+        if limit is None or math.isinf(limit):
+            return gone
+        return gone + _MARGIN * limit + (min(_PAGE_SHARE * limit, _PAGE_SECONDS) if self.page else 0.0)
 
     @property
     def why_none(self) -> str:
@@ -93,4 +121,4 @@ class Spent:
     def told(self, estimates: str) -> str:
         """What is said before the scores beside the held-out students are taken."""
         took, allowed = time.perf_counter() - self.start, self.budget.in_words(self.fit_seconds)
-        return f"InterpretabilityReport: held-out students took {took:.1f} s (budget: {allowed}). {estimates}"
+        return f"InterpretabilityReport has taken {took:.1f} s (budget: {allowed}). {estimates}"

@@ -20,7 +20,9 @@ from legibility.tradeoff import ScoreEntry
 
 _MOST_NUMBERS = 1e8  # 400 MB
 _PASSES = 8  # of the model over all examples: two layers' worth for it, and as much and its answers for two controls
-_TIMED = 32
+_TIMED = 32  # examples; queries are at least as many
+_DRAWING, _PICTURES = 0.15, 12  # seconds of a page whatever the model, and how often its pictures ask as many examples
+_CONTROLS = 0.1  # seconds, whatever the model: copies of it, a layer with its controls
 _SHARDED = "the weights are spread over ranks, and this score needs copies of the whole model: measure the saved model"
 
 
@@ -122,7 +124,7 @@ def further(seen: Seen, subject: Subject, choice: Choice, *, classifies: bool, p
     controls: list[Control] = []
     left = choice.left()
     if left > 0:
-        overhead = _PASSES * _pass_seconds(seen.material)
+        overhead = _CONTROLS + _PASSES * _few_seconds(seen.material) * len(material.queries) / _TIMED
         if overhead > left:
             why_none = (
                 f"asking it and its controls would take about {overhead:.1f} s, {left:.1f} s of the budget are left"
@@ -149,12 +151,16 @@ def further(seen: Seen, subject: Subject, choice: Choice, *, classifies: bool, p
     return take(material, chosen, controls, left, why_none, choice.tell, progress)
 
 
-def _pass_seconds(material: Material) -> float:
-    """Seconds of asking the model all examples, from the first of them."""
-    rows = material.queries.inputs[:_TIMED]
+def page_seconds(seen: Seen) -> float:
+    """What drawing the model is estimated to take."""
+    return _DRAWING + (0.0 if seen.material is None else _PICTURES * _few_seconds(seen.material))
+
+
+def _few_seconds(material: Material) -> float:
+    """Seconds of asking the model the first examples."""
     started = time.perf_counter()
-    asked(material, rows)
-    return (time.perf_counter() - started) * len(material.queries) / len(rows)
+    asked(material, material.queries.inputs[:_TIMED])
+    return time.perf_counter() - started
 
 
 def _with_layer(seen: Seen) -> tuple[Material, str | None]:

@@ -1,6 +1,7 @@
 """What the report measures beside the held-out students: what applies, with controls and reasons, within its budget."""
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from legibility.lightning_plugins import InterpretabilityReport, L1Sparsity
 from legibility.lightning_plugins.report.choice._applicable import Applicable
-from legibility.lightning_plugins.report.choice._budget import Budget
+from legibility.lightning_plugins.report.choice._budget import Budget, Spent
 from legibility.lightning_plugins.report.choice._layers import activations, head_of, layers_of
 from legibility.lightning_plugins.report.choice._within_budget import _entry
-from legibility.scores import UNLEARNT, Material, Measured, Reading, Score
+from legibility.scores import UNLEARNT, FitSeconds, Material, Measured, Reading, Score
 from legibility.students import LinearStudent
 from legibility.tradeoff import RunRecord, load_record
 
@@ -213,7 +214,43 @@ def test_the_budget_is_a_share_of_the_fit_or_seconds() -> None:
         InterpretabilityReport(budget_seconds=-2)
 
 
-def test_what_the_budget_leaves_out_says_so_and_the_students_are_not_cut_short(
+def test_time_for_students_is_what_the_page_and_a_margin_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: 102.0)
+    assert Spent(Budget(0.15), 100.0, 100.0, page=False).for_students() == pytest.approx(15.0 - 2.0 - 3.0)
+    assert Spent(Budget(0.15), 100.0, 100.0, page=True).for_students() == pytest.approx(15.0 - 2.0 - 3.0 - 3.0)
+    assert Spent(Budget(0.15), 20.0, 100.0, page=True).left() == pytest.approx(0.4)  # 2 % in any case
+    assert Spent(Budget(0.15), 20.0, 100.0, page=True).for_students() == 0.0
+    assert Spent(Budget(0.0), 100.0, 100.0, page=False).for_students() == 0.0
+    for unlimited in (Budget(0.15, math.inf), Budget(0.15)):
+        assert Spent(unlimited, None, 100.0, page=True).for_students() == math.inf
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_students_that_nobody_named_are_fitted_whole_if_the_estimate_fits_in(
+    pl: Any, trainer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, control: bool
+) -> None:
+    """Of two seconds for the model and one for the labels; with the untrained model five."""
+    from legibility.lightning_plugins.report import _imitation_scores as scores
+
+    monkeypatch.setattr(scores, "held_out_seconds", lambda *args, **options: FitSeconds(2.0, 1.0))
+    needed = 5.0 if control else 3.0
+    found = {}
+    for name, seconds in {"in": needed + 0.01, "out": needed - 0.01, "named": needed - 0.01}.items():
+        monkeypatch.setattr(Spent, "for_students", lambda self, seconds=seconds: seconds)
+        held_out: Any = [LinearStudent()] if name == "named" else "auto"
+        plugin = report(tmp_path / name, held_out=held_out, random_init_control=control, budget_seconds=9.0)
+        trainer(plugin, max_epochs=1).fit(make_module(pl), loader(128), loader(128))
+        found[name] = plugin.record
+    for score in ("held_out_kl", "disagreement", "code_length", "imitation_saving", "adjusted_saving", "relative_kl"):
+        assert entry(found["in"], score).value is not None and entry(found["named"], score).value is not None
+        assert entry(found["out"], score).value is None
+        assert entry(found["out"], score).reason.startswith(f"fitting students would take about {needed:.2g} s")
+    assert "held_out=" in entry(found["out"], "held_out_kl").reason
+    assert (entry(found["in"], "held_out_kl").control is not None) == control
+    assert entry(found["out"], "canonical_gini").value is not None, "the rest is measured"
+
+
+def test_what_the_budget_leaves_out_says_so_and_named_students_are_not_cut_short(
     pl: Any, trainer: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = {}
@@ -230,7 +267,7 @@ def test_what_the_budget_leaves_out_says_so_and_the_students_are_not_cut_short(
     assert entry(found["all"], "canonical_gini").value is not None
     for name in ("held_out_kl", "disagreement", "code_length"):
         values = {entry(record, name).value for record in found.values()}
-        assert len(values) == 1, "the held-out students' protocol and values don't depend on the budget"
+        assert len(values) == 1, "the protocol and values of students that were named don't depend on the budget"
     cost = found["all"].cost if found["all"] is not None else None
     assert cost is not None and cost.report_seconds is not None and cost.fit_seconds is not None
     assert cost.report_share == pytest.approx(cost.report_seconds / cost.fit_seconds)

@@ -24,7 +24,7 @@ from legibility.tradeoff.model_page import load_picture
 def report(folder: Path, **options: Any) -> InterpretabilityReport:
     defaults = {
         "folder": str(folder), "queries": 128, "passes": 1, "progress": False, "random_init_control": False,
-        "held_out": [LinearStudent()], "scores": "canonical_gini",
+        "held_out": [LinearStudent()], "scores": "canonical_gini", "page": ModelPage(),
     }  # fmt: skip
     return InterpretabilityReport(**{**defaults, **options})
 

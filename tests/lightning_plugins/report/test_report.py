@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 from legibility.lightning_plugins import (
     InterpretabilityReport,
     L1Sparsity,
+    ModelPage,
     RandomInitControl,
     StudentLegibility,
     TemperatureControl,
@@ -112,7 +114,7 @@ def test_patch_through_of_a_perfect_prediction_is_zero_and_of_the_mean_is_not(
 def test_a_family_that_took_part_is_left_out_or_marked(pl: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
     students = [LinearStudent(width=4)]
     for held_out in ("auto", [LinearStudent(), FourierStudent()]):
-        plugin = report(tmp_path, held_out=held_out)
+        plugin = report(tmp_path, held_out=held_out, budget_seconds=math.inf, scores="canonical_gini")
         module = make_module(pl)
         trainer([StudentLegibility(0.1, students=students, summary=False), plugin]).fit(module, loader(), loader(128))
         assert plugin.record is not None
@@ -189,7 +191,8 @@ def test_records_of_a_default_folder_are_never_overwritten(
     module: Any, trainer: Callable[..., Any], tmp_path: Path
 ) -> None:
     for _ in range(2):
-        trainer(InterpretabilityReport(queries=64, passes=1, progress=False)).fit(module, loader(128), loader(128))
+        plugin = InterpretabilityReport(queries=64, passes=1, progress=False, page=ModelPage())
+        trainer(plugin).fit(module, loader(128), loader(128))
     found = {path.name for path in (tmp_path / "legibility-report").iterdir()}
     beside = {"model.html", "model-2.html", "picture.json.gz", "picture-2.json.gz"}
     assert found == {"record-2.json", "record.json", *beside}
@@ -232,7 +235,7 @@ def test_the_temperature_control_has_the_task_loss_it_matches(
 def test_scores_reach_the_loggers(pl: Any, trainer: Callable[..., Any], module: Any, tmp_path: Path) -> None:
     loggers = __import__(f"{pl.__name__}.loggers", fromlist=["CSVLogger"])
     logger = loggers.CSVLogger(tmp_path)
-    plugin = InterpretabilityReport(queries=64, passes=1, progress=False)
+    plugin = InterpretabilityReport(queries=64, passes=1, progress=False, held_out=[LinearStudent()])
     trainer(plugin, logger=logger).fit(module, loader(128), loader(128))
     header = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0]
     assert "legibility/score/held_out_kl" in header and "legibility/score/exact_zero_share" in header

@@ -14,7 +14,13 @@ import torch
 from launch import two
 from tiny import loader, make_module
 
-from legibility.lightning_plugins import InterpretabilityReport, L1Sparsity, RandomInitControl, StudentLegibility
+from legibility.lightning_plugins import (
+    InterpretabilityReport,
+    L1Sparsity,
+    ModelPage,
+    RandomInitControl,
+    StudentLegibility,
+)
 from legibility.lightning_plugins.foundation._wandb import forgiven, wandb_loggers
 from legibility.lightning_plugins.report._wandb import summary
 from legibility.students import LinearStudent, MLPStudent, load_student
@@ -24,7 +30,14 @@ pytest.importorskip("wandb")
 
 
 def report(folder: Path, **options: Any) -> InterpretabilityReport:
-    defaults = {"folder": str(folder), "queries": 64, "passes": 1, "progress": False, "held_out": [LinearStudent()]}
+    defaults = {
+        "folder": str(folder),
+        "queries": 64,
+        "passes": 1,
+        "progress": False,
+        "held_out": [LinearStudent()],
+        "page": ModelPage(),
+    }
     return InterpretabilityReport(**{**defaults, **options})
 
 
