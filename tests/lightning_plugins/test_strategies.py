@@ -41,6 +41,8 @@ class Launched(dict[str, list[Any]]):
     def __missing__(self, name: str) -> list[Any]:
         namespace = next(key for key in LAUNCHED if name in [*LAUNCHED[key], *BESIDE[key]])
         pytest.importorskip(namespace)
+        if any("FSDP2" in each for each in LAUNCHED[namespace]) and torch.__version__ < "2.6":
+            pytest.skip("before torch 2.6, FSDP2 does not run on a CPU: it needs CUDA's streams")
         names = [*LAUNCHED[namespace], *BESIDE[namespace]]
         both = two(PROGRAM, namespace, self._folder / namespace, *names)
         self.update({each: [rank[each] for rank in both] for each in names})
