@@ -28,8 +28,8 @@ So at the published error a wiring cost needs about a tenth fewer weights than L
 45) and sharing (40 or 41 against 44). On composition it does so without swaps (76, where L1 needs between 75 and 153),
 but reweighted L1 without any places is as small at a fifth of the error (83). Three seeds can't tell more, and ten
 thousand steps make much of a processor's rounding: on another one the same table differed by up to 1.1e-3, 1.3e-5 and
-1.0e-3 in the error and by 29 weights. What swaps give is short wires: see docs/wiring-*.svg (seed 0 of "wiring, swaps 180",
-"reweighted 600" and "reweighted 800", as `--pictures docs` drew them).
+1.0e-3 in the error and by 29 weights. What swaps give is short wires: see docs/wiring-*.svg, drawn with `--arm "wiring, swaps"
+--strength 180`, 600 and 800 reweighted, each with `--seeds 1 --pictures docs`.
 """
 
 import argparse
