@@ -4,6 +4,7 @@ Every function checks its arguments before it computes, works in float32 (float6
 weighting, scheduling and detaching to the caller. Lower is better for every value; the proximal steps return weights.
 """
 
+from legibility.losses._activations import abs_top_k as abs_top_k
 from legibility.losses._activations import activation_l1 as activation_l1
 from legibility.losses._activations import rectified_l1 as rectified_l1
 from legibility.losses._activations import tail_energy as tail_energy
@@ -26,6 +27,7 @@ from legibility.losses._top_k import hard_threshold as hard_threshold
 from legibility.losses._top_k import magnitude_threshold as magnitude_threshold
 
 __all__ = [
+    "abs_top_k",
     "activation_l1",
     "entropy",
     "forward_kl",

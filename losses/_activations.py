@@ -1,4 +1,4 @@
-"""How far activations are from sparse, in units that shrinking them does not change."""
+"""How far activations are from sparse, in units that shrinking them does not change; and what makes them so."""
 
 import torch
 from jaxtyping import Float
@@ -87,7 +87,7 @@ def tail_energy(a: Float[Tensor, "... units"], k: int) -> Float[Tensor, ""]:
         mean_n [ sum_{u not in top-k(|a_n|)} a_nu^2 / sg(sum_u a_nu^2) ]
 
     In [0, 1 - k / units]; 0 if every example has at most k activations that are not 0; lower is sparser. The gradient
-    reaches only what is outside: what a hard AbsTopK layer would cut off. The denominator has none, so shrinking all
+    reaches only what is outside: what `abs_top_k` would cut off. The denominator has none, so shrinking all
     activations alike gains nothing. Examples that are all zero count as 0.
 
     Args:
@@ -111,8 +111,7 @@ def tail_energy(a: Float[Tensor, "... units"], k: int) -> Float[Tensor, ""]:
     circuits", 2025.
     """
     a = _checked(a)
-    if not 1 <= k <= a.shape[-1]:
-        raise ValueError(f"`k` must be from 1 to the number of units {a.shape[-1]}, got {k}")
+    k = _checked_k(a, k)
     rows = a.reshape(-1, a.shape[-1])
     if rows.numel() == 0:
         return a.sum()
@@ -120,6 +119,45 @@ def tail_energy(a: Float[Tensor, "... units"], k: int) -> Float[Tensor, ""]:
     outside = energy.scatter(1, energy.detach().topk(k, dim=1).indices, 0.0).sum(1)
     whole = energy.detach().sum(1)
     return (outside / torch.where(whole > 0, whole, 1.0)).mean()
+
+
+def abs_top_k(a: Float[Tensor, "... units"], k: int) -> Float[Tensor, "... units"]:
+    r"""Keeps each example's k largest activations by magnitude, with their signs, and sets the others to exactly zero.
+
+        a_u [u in top-k(|a|)]
+
+    For the forward pass of a model whose activations shall be sparse for good; `tail_energy` presses towards it without
+    changing the model, and is 0 behind it. The gradient passes where the activation does, and is 0 elsewhere. Of
+    activations that tie at the edge any may stay, so that k do.
+
+    Args:
+        a: Activations, units last. Not modified.
+        k: How many stay, from 1 to the number of units.
+
+    Returns:
+        A new tensor of the shape and dtype of `a`. NaN counts as the largest, and stays.
+
+    Raises:
+        TypeError: If `a` is not floating point.
+        ValueError: If `k` is not in 1 to the number of units.
+
+    Example:
+        >>> import torch
+        >>> from legibility.losses import abs_top_k
+        >>> abs_top_k(torch.tensor([[3.0, -4.0, 0.5]]), k=2)
+        tensor([[ 3., -4.,  0.]])
+
+    Source: the AbsTopK activation of Gao et al., "Weight-sparse transformers have interpretable circuits", 2025.
+    """
+    check_floating(a, "a", _ACTIVATIONS)
+    largest = a.detach().abs().topk(_checked_k(a, k), dim=-1).indices
+    return torch.zeros_like(a).scatter(-1, largest, a.gather(-1, largest))
+
+
+def _checked_k(a: Tensor, k: int) -> int:
+    if not 1 <= k <= a.shape[-1]:
+        raise ValueError(f"`k` must be from 1 to the number of units {a.shape[-1]}, got {k}")
+    return k
 
 
 def _checked(a: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ class ActivationSparsity(LegibilityCallback):
     - "top_k": share of each example's energy outside of its k largest activations (:func:`legibility.losses.tail_energy`)
 
     s is the schedule's level. What you log in ``training_step`` stays the task loss. The model itself is not changed:
-    nothing is cut off, so it computes the same with and without this callback.
+    nothing is cut off, so it computes the same with and without this callback. To cut off for good, call
+    :func:`legibility.losses.abs_top_k` in your model's ``forward``.
 
     Args:
         strength: Coefficient, >= 0. 0 does nothing at all.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from legibility.losses import activation_l1, rectified_l1, tail_energy
+from legibility.losses import abs_top_k, activation_l1, rectified_l1, tail_energy
 
 ALL: dict[str, Callable[[Tensor], Tensor]] = {
     "l1": activation_l1,
@@ -78,3 +78,34 @@ def test_bad_arguments() -> None:
     for k in (0, 4):
         with pytest.raises(ValueError, match="`k`"):
             tail_energy(torch.ones(2, 3), k)
+
+
+def test_the_largest_by_magnitude_stay_with_sign_dtype_and_gradient() -> None:
+    a = torch.tensor([[[3.0, -4.0, 0.5], [0.0, -0.25, 0.125]]], requires_grad=True)
+    kept = abs_top_k(a, 1)
+    assert kept.tolist() == [[[0.0, -4.0, 0.0], [0.0, -0.25, 0.0]]]
+    kept.square().sum().backward()  # type: ignore[no-untyped-call]
+    assert a.grad is not None and a.grad.tolist() == [[[0.0, -8.0, 0.0], [0.0, -0.5, 0.0]]]
+    torch.manual_seed(0)
+    drawn = torch.randn(7, 5, 9)
+    for k in (1, 4, 9):
+        found = abs_top_k(drawn, k)
+        edge = drawn.abs().sort(-1, descending=True).values[..., k - 1 : k]
+        assert torch.equal(found, torch.where(drawn.abs() >= edge, drawn, 0.0))
+        assert tail_energy(found, k) == 0
+    assert abs_top_k(drawn.bfloat16(), 2).dtype == torch.bfloat16
+    assert abs_top_k(torch.zeros(2, 3), 1).tolist() == [[0.0] * 3] * 2 and abs_top_k(torch.ones(0, 3), 2).shape == (
+        0,
+        3,
+    )
+    assert (abs_top_k(torch.ones(2, 4), 3) != 0).sum(-1).tolist() == [3, 3], "of ties as many as asked for"
+    infinite = abs_top_k(torch.tensor([1.0, -torch.inf, 2.0]), 1)
+    assert infinite.tolist() == [0.0, -torch.inf, 0.0]
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_numbers_of_activations_that_there_are_not(k: int) -> None:
+    with pytest.raises(ValueError, match=f"`k` must be from 1 to the number of units 3, got {k}"):
+        abs_top_k(torch.ones(2, 3), k)
+    with pytest.raises(TypeError, match="`a`"):
+        abs_top_k(torch.ones(2, 3, dtype=torch.long), 1)
