@@ -158,5 +158,5 @@ RECIPE = Recipe(
             for s in _SHARES
         },
     },
-    presets={"quick": Preset(seeds=(0,), minutes=5), "full": Preset(seeds=(0, 1, 2, 3, 4), minutes=25)},
+    presets={"quick": Preset(seeds=(0,), minutes=5), "full": Preset(seeds=(0, 1, 2, 3, 4), minutes=29)},
 )
