@@ -25,7 +25,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
-from legibility.lightning_plugins import InterpretabilityReport, StudentLegibility
+from legibility.lightning_plugins import InterpretabilityReport, ModelPage, StudentLegibility
 from legibility.students import MLPStudent
 
 try:
@@ -187,7 +187,7 @@ def reported(namespace: str, out: str, name: str) -> dict[str, Any]:
     folder = Path(f"{out}-{name}")
     report = InterpretabilityReport(
         folder=str(folder), model="net", output="0", taps="net.trunk", queries=64, held_out=[MLPStudent(width=8)],
-        passes=1, progress=False, budget=0.0,
+        passes=1, progress=False, budget=0.0, page=ModelPage(),
     )  # fmt: skip
     share = 16 // world
     own = [(x[rank * share :][:share], y[rank * share :][:share]) for x, y in batches()[:6]]

@@ -211,7 +211,7 @@ def _measure(
         )
         # The model and the labels, with fewer passes than the headline's four.
         imitated, seconds = _imitated(
-            subject, families, queries, used, temperature, random_init_control, extent.spare, progress
+            subject, families, queries, used, temperature, random_init_control, extent, progress
         )
         per_fit = 1000 * seconds / int(queries.counted.sum()) / 2 * 4 / families.passes
         found.scores += imitated.entries + _sparsity_entries(subject)
@@ -222,7 +222,9 @@ def _measure(
             others = further(seen, subject, choice, classifies=classifies(queries), progress=progress)
             found.scores += others.entries
             undrawn = extent.why_undrawn(seen)
-            found.notes += [] if undrawn is None else [undrawn]
+            if undrawn is not None:
+                extent.aloud(undrawn)
+                found.notes.append(undrawn)
             if extent.page is not None and undrawn is None:
                 found.picture = collect(
                     extent.page,
@@ -244,7 +246,7 @@ def _imitated(
     used: list[Call],
     temperature: float,
     random_init_control: bool,
-    spare: Callable[[float], float],
+    extent: Extent,
     progress: Progress,
 ) -> tuple[Imitation, float]:
     """What held-out students make of the model, if they are fitted; and the seconds for it and the labels."""
@@ -254,15 +256,16 @@ def _imitated(
     students = families.chosen(queries, subject.trained_with)
     if not students:
         return left_out("every family that reads such inputs took part in training"), 0.0
-    if isinstance(families.students, str) and not math.isinf(spare(0.0)):
+    if isinstance(families.students, str) and not math.isinf(extent.spare(0.0)):
         estimate = families.estimated(queries, students)
         needed = (1 + random_init_control) * estimate.imitation + (queries.labels is not None) * estimate.twin
-        left = spare(needed)
+        left = extent.spare(needed)
         if left < 0:
             reason = (
                 f"fitting students would take about {needed:.2g} s, {max(0.0, needed + left):.2g} s of the budget are "
                 "left: name them (`held_out=[...]`), or give `budget_seconds=`"
             )
+            extent.tell(f"No held-out students: {reason}.")
             return left_out(reason), sum(estimate)
     beside = None
     if random_init_control:

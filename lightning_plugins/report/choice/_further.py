@@ -130,7 +130,7 @@ def further(seen: Seen, subject: Subject, choice: Choice, *, classifies: bool, p
                 f"asking it and its controls would take about {overhead:.1f} s, {left:.1f} s of the budget are left"
             )
             left = 0.0
-            choice.tell(f"Nothing beside them: {why_none}.")
+            choice.tell(f"No further scores: {why_none}.")
         else:
             material, no_layer = _with_layer(seen)
             controls = ready_controls(material)

@@ -167,7 +167,14 @@ def test_two_fits_of_one_compiled_model(pl: Any, trainer: Callable[..., Any]) ->
 
 @pytest.mark.parametrize("how", ["wrapped", "in place", "whole"])
 def test_the_report_of_a_compiled_model(pl: Any, trainer: Callable[..., Any], how: str) -> None:
-    report = InterpretabilityReport(queries=48, taps="net.block.linear", passes=1, progress=False)
+    report = InterpretabilityReport(
+        queries=48,
+        taps="net.block.linear",
+        passes=1,
+        progress=False,
+        budget_seconds=float("inf"),
+        scores="canonical_gini",
+    )
     data = loader_of(program(), 4)
     trainer(report, max_epochs=2).fit(PREPARED[how](module_of(pl, Net())), data, data)
     assert report.record is not None

@@ -515,7 +515,13 @@ def test_the_report_keeps_and_asks_packed_sequences(pl: Any, trainer: Callable[.
     net: Any = program.net()
     net.head.weight.data *= 20  # so that there is something to predict
     report = InterpretabilityReport(
-        queries=32, taps="net.lstm", output=program.options.get("output"), passes=1, progress=False
+        queries=32,
+        taps="net.lstm",
+        output=program.options.get("output"),
+        passes=1,
+        progress=False,
+        budget_seconds=float("inf"),
+        scores="canonical_gini",
     )
 
     class Bare(pl.LightningModule):  # type: ignore[misc]
