@@ -252,10 +252,10 @@ def _imitated(
     """What held-out students make of the model, if they are fitted; and the seconds for it and the labels."""
     if not classifies(queries):
         reason = "the output is no distribution over classes: the batch holds no class labels for it"
-        return left_out(reason), 0.0
+        return left_out(reason, queries.taps), 0.0
     students = families.chosen(queries, subject.trained_with)
     if not students:
-        return left_out("every family that reads such inputs took part in training"), 0.0
+        return left_out("every family that reads such inputs took part in training", queries.taps), 0.0
     if isinstance(families.students, str) and not math.isinf(extent.spare(0.0)):
         estimate = families.estimated(queries, students)
         needed = (1 + random_init_control) * estimate.imitation + (queries.labels is not None) * estimate.twin
@@ -266,7 +266,7 @@ def _imitated(
                 "left: name them (`held_out=[...]`), or give `budget_seconds=`"
             )
             extent.tell(f"No held-out students: {reason}.")
-            return left_out(reason), sum(estimate)
+            return left_out(reason, queries.taps), sum(estimate)
     beside = None
     if random_init_control:
         with untrained(subject.primary):

@@ -238,10 +238,16 @@ def test_students_that_nobody_named_are_fitted_whole_if_the_estimate_fits_in(
     for name, seconds in {"in": needed + 0.01, "out": needed - 0.01, "named": needed - 0.01}.items():
         monkeypatch.setattr(Spent, "for_students", lambda self, seconds=seconds: seconds)
         held_out: Any = [LinearStudent()] if name == "named" else "auto"
-        plugin = report(tmp_path / name, held_out=held_out, random_init_control=control, budget_seconds=9.0)
+        plugin = report(
+            tmp_path / name, held_out=held_out, random_init_control=control, budget_seconds=9.0, taps="net.1"
+        )
         trainer(plugin, max_epochs=1).fit(make_module(pl), loader(128), loader(128))
         found[name] = plugin.record
-    for score in ("held_out_kl", "disagreement", "code_length", "imitation_saving", "adjusted_saving", "relative_kl"):
+    fitted = found["in"]
+    assert fitted is not None
+    by_students = {one.name for one in fitted.scores if one.family is not None}
+    assert by_students >= {"held_out_kl", "adjusted_saving", "fvu/net.1", "patch_through_kl/net.1", "patch_through_kl"}
+    for score in by_students:
         assert entry(found["in"], score).value is not None and entry(found["named"], score).value is not None
         assert entry(found["out"], score).value is None
         assert entry(found["out"], score).reason.startswith(f"fitting students would take about {needed:.2g} s")
