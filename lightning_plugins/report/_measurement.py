@@ -190,7 +190,9 @@ def _measure(
     progress: Progress,
 ) -> Measurement:
     with untouched(subject.primary):
+        begun = time.perf_counter()
         queries, used = ask(subject)
+        asking = time.perf_counter() - begun
         temperature = 1.0
         notes = []
         if control is not None:
@@ -211,7 +213,7 @@ def _measure(
         )
         # The model and the labels, with fewer passes than the headline's four.
         imitated, seconds = _imitated(
-            subject, families, queries, used, temperature, random_init_control, extent, progress
+            subject, families, queries, used, temperature, asking, random_init_control, extent, progress
         )
         per_fit = 1000 * seconds / int(queries.counted.sum()) / 2 * 4 / families.passes
         found.scores += imitated.entries + _sparsity_entries(subject)
@@ -245,6 +247,7 @@ def _imitated(
     queries: Queries,
     used: list[Call],
     temperature: float,
+    asking: float,
     random_init_control: bool,
     extent: Extent,
     progress: Progress,
@@ -259,6 +262,8 @@ def _imitated(
     if isinstance(families.students, str) and not math.isinf(extent.spare(0.0)):
         estimate = families.estimated(queries, students)
         needed = (1 + random_init_control) * estimate.imitation + (queries.labels is not None) * estimate.twin
+        # The untrained model is asked all, and the model half of it again with each student's taps.
+        needed += asking * (random_init_control + len(students) * len(queries.taps) / 2)
         left = extent.spare(needed)
         if left < 0:
             reason = (

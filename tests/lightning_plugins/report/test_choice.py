@@ -1,9 +1,11 @@
 """What the report measures beside the held-out students: what applies, with controls and reasons, within its budget."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -229,11 +231,14 @@ def test_time_for_students_is_what_the_page_and_a_margin_leave(monkeypatch: pyte
 def test_students_that_nobody_named_are_fitted_whole_if_the_estimate_fits_in(
     pl: Any, trainer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, control: bool
 ) -> None:
-    """Of two seconds for the model and one for the labels; with the untrained model five."""
+    """Two seconds for the model, one for the labels, two for three students' taps; 3.3 more for the untrained model."""
     from legibility.lightning_plugins.report import _imitation_scores as scores
+    from legibility.lightning_plugins.report import _measurement
 
+    ticks = itertools.count(0.0, 4 / 3)  # asking the model takes one
+    monkeypatch.setattr(_measurement, "time", SimpleNamespace(perf_counter=ticks.__next__))
     monkeypatch.setattr(scores, "held_out_seconds", lambda *args, **options: FitSeconds(2.0, 1.0))
-    needed = 5.0 if control else 3.0
+    needed = 3.0 + 2.0 + (2.0 + 4 / 3 if control else 0.0)
     found = {}
     for name, seconds in {"in": needed + 0.01, "out": needed - 0.01, "named": needed - 0.01}.items():
         monkeypatch.setattr(Spent, "for_students", lambda self, seconds=seconds: seconds)
