@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import loader, make_module
+from tiny import loader, make_module, validation_data
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -160,16 +160,12 @@ def test_images_are_asked_as_images(pl: Any, trainer: Callable[..., Any], tmp_pa
 
 
 def test_nothing_is_said_for_a_constant_model(pl: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
-    class Data(pl.LightningDataModule):  # type: ignore[misc]
-        def val_dataloader(self) -> Any:
-            return loader(128)
-
     module = make_module(pl)
     with torch.no_grad():
         for parameter in module.net.parameters():
             parameter.zero_()
     plugin = report(tmp_path, scores="*")
-    plugin.measure(trainer(plugin), module, Data())
+    plugin.measure(trainer(plugin), module, validation_data(pl, 128))
     record = load_record(tmp_path / "record.json")
     names = {one.name for one in record.scores}
     assert {"median_saving", "circuit_nodes", "compressed_size", "relative_modularity", "patch_through"} <= names
