@@ -58,9 +58,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=2)
     seeds = parser.parse_args().seeds
-    print(
-        "| recipe, preset | fit, s | report, s | share | held-out students | page | scores with a value |\n|---|---|---|---|---|---|"
-    )
+    print("| recipe, preset | fit, s | report, s | share | held-out students | page | scores with a value |")
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         for name, preset, arm in RECIPES:
             folder = Path(temporary) / f"{name}-{preset}"

@@ -53,6 +53,16 @@ def make_module(namespace: Any, **options: Any) -> Any:
     return Classifier(**options)
 
 
+def validation_data(namespace: Any, rows: int) -> Any:
+    """A data module of so many validation rows, for measuring without a fit."""
+
+    class Data(namespace.LightningDataModule):  # type: ignore[misc]
+        def val_dataloader(self) -> Any:
+            return loader(rows)
+
+    return Data()
+
+
 def weights_of(module: nn.Module) -> Tensor:
     """All parameters as one vector."""
     return torch.cat([p.detach().flatten() for p in module.parameters()])

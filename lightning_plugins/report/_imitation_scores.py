@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -166,9 +166,12 @@ def missing_entry(name: str, unit: str, direction: Literal["lower", "higher"] | 
     return ScoreEntry(name, None, unit, direction, None, None, trained_on=False, reason=reason)
 
 
-def left_out(reason: str) -> Imitation:
+def left_out(reason: str, taps: Collection[str]) -> Imitation:
     """No student was fitted: why, for each of their scores."""
-    return Imitation([missing_entry(name, unit, to, reason) for name, (unit, to) in _SCORES.items()], {})
+    scores = dict(_SCORES) | {f"fvu/{tap}": _FVU for tap in taps}
+    scores |= {f"patch_through_kl/{tap}": _PATCHED for tap in taps}
+    scores |= {"patch_through_kl": _PATCHED} if taps else {}
+    return Imitation([missing_entry(name, unit, to, reason) for name, (unit, to) in scores.items()], {})
 
 
 _SCORES: dict[str, tuple[str, Literal["lower", "higher"]]] = {
@@ -179,6 +182,8 @@ _SCORES: dict[str, tuple[str, Literal["lower", "higher"]]] = {
     "imitation_saving": ("share", "higher"),
     "adjusted_saving": ("share", "higher"),
 }
+_FVU: tuple[str, Literal["lower"]] = ("ratio", "lower")
+_PATCHED: tuple[str, Literal["lower"]] = ("nats", "lower")
 
 
 def _values(family: FamilyImitation) -> dict[str, _Value]:
@@ -192,7 +197,7 @@ def _values(family: FamilyImitation) -> dict[str, _Value]:
     }
     values = {name: _Value(value, *_SCORES[name], family.reasons.get(key)) for name, (value, key) in found.items()}
     for tap, fvu in family.fvu.items():
-        values[f"fvu/{tap}"] = _Value(fvu, "ratio", "lower", family.reasons.get(f"fvu/{tap}"))
+        values[f"fvu/{tap}"] = _Value(fvu, *_FVU, family.reasons.get(f"fvu/{tap}"))
     return values
 
 
@@ -206,10 +211,10 @@ def _patch_through(
     for tap, predicted in family.predicted_taps.items():
         patched_logits = _run_patched(subject, queries, used, tap, predicted, family.first_scored) / temperature
         divergence = patch_through_kl(real, patched_logits, mask=counted)
-        values[f"patch_through_kl/{tap}"] = _Value(float(divergence), "nats", "lower", None)
+        values[f"patch_through_kl/{tap}"] = _Value(float(divergence), *_PATCHED, None)
     if values:
         mean = sum(value.value for value in values.values()) / len(values)
-        values["patch_through_kl"] = _Value(mean, "nats", "lower", None)
+        values["patch_through_kl"] = _Value(mean, *_PATCHED, None)
     return values
 
 

@@ -190,7 +190,9 @@ def _measure(
     progress: Progress,
 ) -> Measurement:
     with untouched(subject.primary):
+        begun = time.perf_counter()
         queries, used = ask(subject)
+        asking = time.perf_counter() - begun
         temperature = 1.0
         notes = []
         if control is not None:
@@ -211,7 +213,7 @@ def _measure(
         )
         # The model and the labels, with fewer passes than the headline's four.
         imitated, seconds = _imitated(
-            subject, families, queries, used, temperature, random_init_control, extent, progress
+            subject, families, queries, used, temperature, asking, random_init_control, extent, progress
         )
         per_fit = 1000 * seconds / int(queries.counted.sum()) / 2 * 4 / families.passes
         found.scores += imitated.entries + _sparsity_entries(subject)
@@ -245,6 +247,7 @@ def _imitated(
     queries: Queries,
     used: list[Call],
     temperature: float,
+    asking: float,
     random_init_control: bool,
     extent: Extent,
     progress: Progress,
@@ -252,13 +255,15 @@ def _imitated(
     """What held-out students make of the model, if they are fitted; and the seconds for it and the labels."""
     if not classifies(queries):
         reason = "the output is no distribution over classes: the batch holds no class labels for it"
-        return left_out(reason), 0.0
+        return left_out(reason, queries.taps), 0.0
     students = families.chosen(queries, subject.trained_with)
     if not students:
-        return left_out("every family that reads such inputs took part in training"), 0.0
+        return left_out("every family that reads such inputs took part in training", queries.taps), 0.0
     if isinstance(families.students, str) and not math.isinf(extent.spare(0.0)):
         estimate = families.estimated(queries, students)
         needed = (1 + random_init_control) * estimate.imitation + (queries.labels is not None) * estimate.twin
+        # The untrained model is asked all, and the model half of it again with each student's taps.
+        needed += asking * (random_init_control + len(students) * len(queries.taps) / 2)
         left = extent.spare(needed)
         if left < 0:
             reason = (
@@ -266,7 +271,7 @@ def _imitated(
                 "left: name them (`held_out=[...]`), or give `budget_seconds=`"
             )
             extent.tell(f"No held-out students: {reason}.")
-            return left_out(reason), sum(estimate)
+            return left_out(reason, queries.taps), sum(estimate)
     beside = None
     if random_init_control:
         with untrained(subject.primary):

@@ -10,7 +10,7 @@ from legibility.tradeoff._record import RunRecord, ScoreEntry
 from legibility.tradeoff.model_page._charts import number
 from legibility.tradeoff.model_page._figures import parts_of
 from legibility.tradeoff.model_page._picture import ModelPicture
-from legibility.tradeoff.model_page._words import doubts_of, meaning_of, title_of
+from legibility.tradeoff.model_page._words import controls_of, cost_in_words, doubts_of, meaning_of, title_of
 from legibility.tradeoff.page._render import write_all_or_nothing
 
 
@@ -60,7 +60,7 @@ def render_model_html(record: RunRecord, picture: ModelPicture) -> str:
         title=f"{heading}, seed {record.seed}",
         heading=f"{heading}, seed {record.seed}",
         lead=_lead(record, picture),
-        cost=_cost(record),
+        cost=cost_in_words(record.cost),
         measured=[_row(entry) for entry in shown if entry.value is not None],
         missing=[(title_of(entry.name), entry.reason or "no value") for entry in shown if entry.value is None],
         notes=record.notes,
@@ -84,20 +84,9 @@ def _lead(record: RunRecord, picture: ModelPicture) -> str:
     return "; ".join(said) + "."
 
 
-def _cost(record: RunRecord) -> str:
-    cost = record.cost
-    if cost.report_seconds is None:
-        return ""
-    share = "" if cost.report_share is None else f", {100 * cost.report_share:.1f} % of the fit's time"
-    return f"Measuring took {cost.report_seconds:.1f} s{share}."
-
-
 def _row(entry: ScoreEntry) -> dict[str, Any]:
     assert entry.value is not None
     beaten = entry.beaten_by
-    controls = dict(entry.controls)
-    if entry.control is not None and entry.control_name is not None:
-        controls.setdefault(entry.control_name, entry.control)
     return {
         "name": title_of(entry.name),
         "meaning": meaning_of(entry.name),
@@ -106,7 +95,7 @@ def _row(entry: ScoreEntry) -> dict[str, Any]:
         "unit": entry.unit,
         "direction": entry.direction or "–",
         "trained_on": "yes" if entry.trained_on else "no",
-        "controls": [(name, number(value), name in beaten) for name, value in controls.items()],
+        "controls": [(name, number(value), name in beaten) for name, value in controls_of(entry).items()],
         "doubts": [(name, number(value)) for name, value in doubts_of(entry.details)],
         "without": "; ".join(f"{name}: {reason}" for name, reason in entry.control_reasons.items()),
     }

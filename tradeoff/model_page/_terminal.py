@@ -7,7 +7,7 @@ from rich.text import Text
 
 from legibility.tradeoff._record import RunRecord, ScoreEntry
 from legibility.tradeoff.model_page._charts import number
-from legibility.tradeoff.model_page._words import doubts_of, title_of
+from legibility.tradeoff.model_page._words import controls_of, cost_in_words, doubts_of, title_of
 
 
 def print_model(record: RunRecord, console: Console | None = None) -> None:
@@ -57,18 +57,12 @@ def print_model(record: RunRecord, console: Console | None = None) -> None:
             console.print(Text(f"  {title_of(entry.name)}: {entry.reason or 'no reason was given'}"))
     for note in record.notes:
         console.print(Text(f"Note: {note}", style="yellow"))
-    if record.cost.report_seconds is not None:
-        share = (
-            "" if record.cost.report_share is None else f", {100 * record.cost.report_share:.1f} % of the fit's time"
-        )
-        console.print(Text(f"Measuring took {record.cost.report_seconds:.1f} s{share}."))
+    if took := cost_in_words(record.cost):
+        console.print(Text(took))
 
 
 def _controls(entry: ScoreEntry) -> str:
     beaten = entry.beaten_by
-    controls = dict(entry.controls)
-    if entry.control is not None and entry.control_name is not None:
-        controls.setdefault(entry.control_name, entry.control)
-    shown = [f"{name} {number(value)}{' !' if name in beaten else ''}" for name, value in controls.items()]
+    shown = [f"{name} {number(value)}{' !' if name in beaten else ''}" for name, value in controls_of(entry).items()]
     shown += [f"{name}, unlearnt, {number(value)} !" for name, value in doubts_of(entry.details)]
     return ", ".join(shown) or "-"

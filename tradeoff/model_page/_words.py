@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from legibility.tradeoff._record import DOUBTED_BY
+from legibility.tradeoff._record import DOUBTED_BY, CostEntry, ScoreEntry
 
 _WORDS = {
     "held_out_kl": ("held-out KL", "how far students that never met the model end from its answers"),
@@ -59,6 +59,22 @@ _WORDS = {
     "gated_disentanglement": ("disentanglement, gated", "whether units stand for one concept each, beyond chance"),
     "selectivity": ("selectivity", "variance of units that their best concept explains"),
 }
+
+
+def controls_of(entry: ScoreEntry) -> dict[str, float]:
+    """All controls that have a value: the first one stands by itself too, of held-out students only there."""
+    controls = dict(entry.controls)
+    if entry.control is not None and entry.control_name is not None:
+        controls.setdefault(entry.control_name, entry.control)
+    return controls
+
+
+def cost_in_words(cost: CostEntry) -> str:
+    """What measuring took; empty if that wasn't written down."""
+    if cost.report_seconds is None:
+        return ""
+    share = "" if cost.report_share is None else f", {100 * cost.report_share:.1f} % of the fit's time"
+    return f"Measuring took {cost.report_seconds:.1f} s{share}."
 
 
 def doubts_of(details: Mapping[str, float]) -> list[tuple[str, float]]:

@@ -1,14 +1,16 @@
 """What the report measures beside the held-out students: what applies, with controls and reasons, within its budget."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tiny import loader, make_module
+from tiny import loader, make_module, validation_data
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -144,32 +146,26 @@ def test_a_regression_has_reasons_where_a_distribution_is_needed(
     assert saving.value is not None and saving.value > saving.controls["permuted answers"]
 
 
-def test_images_are_read_by_their_channels(pl: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 2))
+def test_images_are_asked_as_images(pl: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 5))
 
     def loss(net: nn.Module, batch: Any) -> Tensor:
-        pictures = batch[0].repeat(1, 7)[:, :64].view(-1, 1, 8, 8)
-        return nn.functional.cross_entropy(net(pictures), (batch[1] > 2).long())
+        return nn.functional.cross_entropy(net(batch[0].repeat(1, 7)[:, :64].view(-1, 1, 8, 8)), batch[1])
 
     plugin = report(tmp_path)
-    trainer(plugin, max_epochs=2).fit(in_module(pl, net, loss), loader(128), loader(128))
-    assert entry(plugin.record, "participation_ratio").value is not None
-    assert (
-        entry(plugin.record, "explanation_error").value is not None or entry(plugin.record, "explanation_error").reason
-    )
+    trainer(plugin, max_epochs=8).fit(in_module(pl, net, loss), loader(128), loader(128))
+    dimension = entry(plugin.record, "participation_ratio")
+    assert 1 < dimension.value < dimension.details["live_units"] <= 6 * 36
+    assert entry(plugin.record, "explanation_error").value is not None
 
 
 def test_nothing_is_said_for_a_constant_model(pl: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
-    class Data(pl.LightningDataModule):  # type: ignore[misc]
-        def val_dataloader(self) -> Any:
-            return loader(128)
-
     module = make_module(pl)
     with torch.no_grad():
         for parameter in module.net.parameters():
             parameter.zero_()
     plugin = report(tmp_path, scores="*")
-    plugin.measure(trainer(plugin), module, Data())
+    plugin.measure(trainer(plugin), module, validation_data(pl, 128))
     record = load_record(tmp_path / "record.json")
     names = {one.name for one in record.scores}
     assert {"median_saving", "circuit_nodes", "compressed_size", "relative_modularity", "patch_through"} <= names
@@ -229,19 +225,28 @@ def test_time_for_students_is_what_the_page_and_a_margin_leave(monkeypatch: pyte
 def test_students_that_nobody_named_are_fitted_whole_if_the_estimate_fits_in(
     pl: Any, trainer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, control: bool
 ) -> None:
-    """Of two seconds for the model and one for the labels; with the untrained model five."""
+    """Two seconds for the model, one for the labels, two for three students' taps; 3.3 more for the untrained model."""
     from legibility.lightning_plugins.report import _imitation_scores as scores
+    from legibility.lightning_plugins.report import _measurement
 
+    ticks = itertools.count(0.0, 4 / 3)  # asking the model takes one
+    monkeypatch.setattr(_measurement, "time", SimpleNamespace(perf_counter=ticks.__next__))
     monkeypatch.setattr(scores, "held_out_seconds", lambda *args, **options: FitSeconds(2.0, 1.0))
-    needed = 5.0 if control else 3.0
+    needed = 3.0 + 2.0 + (2.0 + 4 / 3 if control else 0.0)
     found = {}
     for name, seconds in {"in": needed + 0.01, "out": needed - 0.01, "named": needed - 0.01}.items():
         monkeypatch.setattr(Spent, "for_students", lambda self, seconds=seconds: seconds)
         held_out: Any = [LinearStudent()] if name == "named" else "auto"
-        plugin = report(tmp_path / name, held_out=held_out, random_init_control=control, budget_seconds=9.0)
+        plugin = report(
+            tmp_path / name, held_out=held_out, random_init_control=control, budget_seconds=9.0, taps="net.1"
+        )
         trainer(plugin, max_epochs=1).fit(make_module(pl), loader(128), loader(128))
         found[name] = plugin.record
-    for score in ("held_out_kl", "disagreement", "code_length", "imitation_saving", "adjusted_saving", "relative_kl"):
+    fitted = found["in"]
+    assert fitted is not None
+    by_students = {one.name for one in fitted.scores if one.family is not None}
+    assert by_students >= {"held_out_kl", "adjusted_saving", "fvu/net.1", "patch_through_kl/net.1", "patch_through_kl"}
+    for score in by_students:
         assert entry(found["in"], score).value is not None and entry(found["named"], score).value is not None
         assert entry(found["out"], score).value is None
         assert entry(found["out"], score).reason.startswith(f"fitting students would take about {needed:.2g} s")

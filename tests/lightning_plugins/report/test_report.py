@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import loader, make_module, weights_of
+from tiny import loader, make_module, validation_data, weights_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -151,15 +151,11 @@ def test_no_example_is_asked_twice_however_often_it_comes(
 
 
 def test_a_constant_model_has_no_score(pl: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
-    class Data(pl.LightningDataModule):  # type: ignore[misc]
-        def val_dataloader(self) -> Any:
-            return loader(128)
-
     module = make_module(pl)
     with torch.no_grad():
         module.net[4].weight.zero_()
     plugin = report(tmp_path)
-    plugin.measure(trainer(plugin), module, Data())
+    plugin.measure(trainer(plugin), module, validation_data(pl, 128))
     assert plugin.record is not None
     for name in ("held_out_kl", "disagreement", "imitation_saving", "adjusted_saving"):
         entry = score(plugin.record, name)
@@ -206,10 +202,6 @@ def test_a_rehearsal_writes_nothing(module: Any, trainer: Callable[..., Any], tm
 def test_the_temperature_control_has_the_task_loss_it_matches(
     pl: Any, trainer: Callable[..., Any], tmp_path: Path
 ) -> None:
-    class Data(pl.LightningDataModule):  # type: ignore[misc]
-        def val_dataloader(self) -> Any:
-            return loader(256)
-
     module = make_module(pl, optimizer="adamw")
     plugin = report(tmp_path / "plain", arm="plain", taps="net.1")
     trainer(plugin, max_epochs=10).fit(module, loader(256), loader(256))
@@ -218,7 +210,9 @@ def test_the_temperature_control_has_the_task_loss_it_matches(
     before = weights_of(module)
     target = plain.task.loss * 1.2
     control = report(tmp_path / "flat", arm="temperature", taps="net.1")
-    flat = control.measure(trainer(control), module, Data(), control=TemperatureControl("plain", "arm", target))
+    flat = control.measure(
+        trainer(control), module, validation_data(pl, 256), control=TemperatureControl("plain", "arm", target)
+    )
     assert flat.task.loss == pytest.approx(target, rel=1e-5) and flat.control_of is not None
     assert flat.control_of.kind == "temperature" and flat.control_of.matches == "arm"
     assert flat.control_of.temperature is not None and flat.control_of.temperature > 1
@@ -227,7 +221,9 @@ def test_the_temperature_control_has_the_task_loss_it_matches(
         assert score(flat, name).value == pytest.approx(score(plain, name).value, abs=1e-6)
     assert score(flat, "held_out_kl").value < score(plain, "held_out_kl").value
     assert score(flat, "patch_through_kl").value < score(plain, "patch_through_kl").value
-    untrained_record = control.measure(trainer(control), module, Data(), control=RandomInitControl("plain"))
+    untrained_record = control.measure(
+        trainer(control), module, validation_data(pl, 256), control=RandomInitControl("plain")
+    )
     assert untrained_record.task.loss is not None and untrained_record.task.loss > 1.3  # log 5 = 1.61
     assert torch.equal(weights_of(module), before), "the controls left the model as it was"
 

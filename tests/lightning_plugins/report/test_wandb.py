@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from launch import two
-from tiny import loader, make_module
+from tiny import loader, make_module, validation_data
 
 from legibility.lightning_plugins import (
     InterpretabilityReport,
@@ -266,11 +266,7 @@ def test_a_control_measured_by_hand_is_announced_and_logged(
     plugin = report(tmp_path / "report", arm="raw", seed=1, random_init_control=False)
     made = trainer([plugin], logger=logger)
 
-    class Data(pl.LightningDataModule):  # type: ignore[misc]
-        def val_dataloader(self) -> Any:
-            return loader(64)
-
-    plugin.measure(made, make_module(pl), Data(), control=RandomInitControl("plain", 1))
+    plugin.measure(made, make_module(pl), validation_data(pl, 64), control=RandomInitControl("plain", 1))
     run = logger.experiment.id
     logger.experiment.finish()
     records = inspect(tmp_path)
