@@ -1,20 +1,11 @@
 """The page of a model beside its run record: never allowed to cost the record."""
 
-from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from legibility.tradeoff import RunRecord
 from legibility.tradeoff.model_page import ModelPicture, page_path, picture_path, save_picture, write_model_html
-
-
-def load_what_draws(wanted: bool) -> None:
-    """Imports what drawing needs: a fifth of a second once in a process, which the report of a fit of seconds would feel."""
-    for name in ("networkx", "jinja2") if wanted else ():
-        with suppress(ImportError):  # without networkx a graph has no clusters, and says so
-            import_module(name)
 
 
 def write_page(record: RunRecord, picture: ModelPicture, path: Path) -> Path | None:

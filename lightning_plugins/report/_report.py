@@ -17,7 +17,7 @@ from legibility.lightning_plugins.report._cost import Clock, cost_entry
 from legibility.lightning_plugins.report._finished import finished_model
 from legibility.lightning_plugins.report._imitation_scores import Families
 from legibility.lightning_plugins.report._measurement import Extent, Measurement, logged_loss, measure_subject
-from legibility.lightning_plugins.report._page_files import load_what_draws, write_page
+from legibility.lightning_plugins.report._page_files import write_page
 from legibility.lightning_plugins.report._query_keeper import QueryKeeper
 from legibility.lightning_plugins.report._run_record import plain_hparams, plugins_of, record_path, run_record, terms_of
 from legibility.lightning_plugins.report._shards import agreed, in_step
@@ -152,7 +152,6 @@ class InterpretabilityReport(LegibilityCallback):
     def _install(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         self._adopt(trainer)
         announce_run(trainer, self.arm, self.seed, self.recipe)
-        load_what_draws(wanted=self.page is not None and trainer.is_global_zero)
         self._clock = Clock()
         self._recorder(pl_module, taps=True)  # names that match nothing are said now, not after training
         self._keeper.start(pl_module)

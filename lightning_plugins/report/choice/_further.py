@@ -1,5 +1,6 @@
 """Everything beside the held-out students that applies to a finished model: chosen, announced, taken."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,11 @@ from legibility.tradeoff import ScoreEntry
 _MOST_NUMBERS = 1e8  # 400 MB
 _PASSES = 8  # of the model over all examples: two layers' worth for it, and as much and its answers for two controls
 _TIMED = 32  # examples; queries are at least as many
-_DRAWING, _PICTURES = 0.15, 12  # seconds of a page whatever the model, and how often its pictures ask as many examples
+_DRAWING, _LOADING, _PICTURES = (
+    0.15,
+    0.35,
+    12,
+)  # seconds of any page, and once in a process; how often its pictures ask as many examples
 _CONTROLS = 0.1  # seconds, whatever the model: copies of it, a layer with its controls
 _SHARDED = "the weights are spread over ranks, and this score needs copies of the whole model: measure the saved model"
 
@@ -152,8 +157,9 @@ def further(seen: Seen, subject: Subject, choice: Choice, *, classifies: bool, p
 
 
 def page_seconds(seen: Seen) -> float:
-    """What drawing the model is estimated to take."""
-    return _DRAWING + (0.0 if seen.material is None else _PICTURES * _few_seconds(seen.material))
+    """What drawing the model is estimated to take, with loading what draws if nothing has."""
+    fixed = _DRAWING + (0.0 if "networkx" in sys.modules else _LOADING)
+    return fixed + (0.0 if seen.material is None else _PICTURES * _few_seconds(seen.material))
 
 
 def _few_seconds(material: Material) -> float:
