@@ -74,15 +74,12 @@ class Extent:
         """Why there is no page; None if there is one, or nobody wants one."""
         if self.page is None or self.drawn or math.isinf(self.spent.for_page()):
             return None
-        needed = page_seconds(seen)
-        left = self.agreed(self.spent.for_page())
+        needed, left = page_seconds(seen), self.agreed(self.spent.for_page())
+        if needed <= left:
+            return None
         return (
-            None
-            if needed <= left
-            else (
-                f"No page: drawing the model takes about {needed:.1g} s, {max(0.0, left):.1g} s of the budget are left. Give "
-                "`page=ModelPage()` or `budget_seconds=`."
-            )
+            f"No page: drawing the model takes about {needed:.1g} s, {max(0.0, left):.1g} s of the budget are left. Give "
+            "`page=ModelPage()` or `budget_seconds=`."
         )
 
     def tell(self, estimates: str) -> None:

@@ -22,11 +22,9 @@ from legibility.tradeoff import ScoreEntry
 _MOST_NUMBERS = 1e8  # 400 MB
 _PASSES = 8  # of the model over all examples: two layers' worth for it, and as much and its answers for two controls
 _TIMED = 32  # examples; queries are at least as many
-_DRAWING, _LOADING, _PICTURES = (
-    0.15,
-    0.35,
-    12,
-)  # seconds of any page, and once in a process; how often its pictures ask as many examples
+_DRAWING = 0.15  # seconds of any page
+_LOADING = 0.35  # seconds of importing what draws, once in a process
+_PICTURES = 12  # how often a page's pictures ask the first examples
 _CONTROLS = 0.1  # seconds, whatever the model: copies of it, a layer with its controls
 _SHARDED = "the weights are spread over ranks, and this score needs copies of the whole model: measure the saved model"
 
