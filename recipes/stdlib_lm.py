@@ -7,9 +7,9 @@ small transformer, an LSTM, a gated convolution and an n-gram model that took no
 model's answers to held-out files. Controls: the plain model flattened by a temperature to the same task loss; the plain
 arm stopped after 180 of the 300 steps.
 
-Expected, change against plain of the same seed in %, with its 95 % t interval. Task loss is cross-entropy in nats per
-character; the other columns are means over the four families; top-1 disagreement (in percentage points) and code length
-are those of students that learn the model's top-1, so no temperature moves them.
+Expected, as `legibility compare` prints it: change against plain of the same seed in %, with its 95 % t interval. Task
+loss is cross-entropy in nats per character; the other columns are means over the four families; top-1 disagreement (in
+percentage points) and code length are those of students that learn the model's top-1, so no temperature moves them.
 
 Preset full (5 seeds, width 128, 0.63M parameters; plain: task loss 1.443, KL .753 nats, top-1 disagreement 42.5 %):
 
@@ -30,11 +30,11 @@ plain: 1.607, .78 nats, 48.1 %):
 |---|---|---|---|---|---|
 | legibility-0.1 | +.71 +- .12 | -13.2 +- 1.2 | -1.8 +- .6 | -1.1 +- .2 | -17.5 +- 2.0 |
 | its temperature | +.71 | -9.6 +- 2.2 | 0 | 0 | -13.0 +- 2.9 |
-| legibility-0.3 | +4.0 +- .5 | -33.6 +- 1.6 | -4.9 +- .6 | -2.6 +- .4 | -39.7 +- 3.2 |
-| its temperature | +4.0 | -24.3 +- 3.3 | 0 | 0 | -30.5 +- 2.2 |
+| legibility-0.3 | +4.0 +- .5 | -33.7 +- 1.5 | -4.9 +- .6 | -2.6 +- .4 | -39.8 +- 3.2 |
+| its temperature | +4.0 | -24.4 +- 3.3 | 0 | 0 | -30.5 +- 2.2 |
 | label-smoothing .1 | +5.1 +- .4 | -17.9 +- 1.5 | -1.4 +- .6 | -.6 +- .7 | -19.8 +- 4.5 |
-| weight-decay 1.5 | +4.1 +- .3 | -16.8 +- 4.4 | -2.9 +- 2.3 | -1.7 +- 1.4 | -18.2 +- 5.1 |
-| early-stop | +3.1 +- .8 | -5.5 +- 1.7 | -1.2 +- .4 | -.7 +- 1.3 | -7.4 +- 3.2 |
+| weight-decay 1.5 | +4.1 +- .3 | -16.7 +- 4.5 | -2.9 +- 2.3 | -1.7 +- 1.4 | -18.2 +- 5.3 |
+| early-stop | +3.1 +- .8 | -5.6 +- 2.1 | -1.2 +- .4 | -.7 +- 1.3 | -7.6 +- 3.6 |
 
 So two thirds of the KL gain is what softening alone buys, of the gain in top-1 none, and a worse model is easier to
 imitate by itself: compare at equal task loss only. An untrained model has the lowest KL of all (-89 %).
