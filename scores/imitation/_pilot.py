@@ -25,8 +25,8 @@ def held_out_seconds(queries: Queries, students: Sequence[Student], *, passes: i
     """Estimates what `held_out_imitation` and `held_out_twin` will take, by fitting each student to noise.
 
     Each is trained for six steps, on 32 of the inputs and random answers and taps of the queries' shapes; the seconds of
-    a step times the number of steps. What a first step of a process costs
-    more counts too. The global random state is neither used nor changed.
+    a step times the number of steps. What the first steps of a process cost more counts too. The global random state is
+    neither used nor changed.
 
     Args:
         queries: what they would be fitted to.
