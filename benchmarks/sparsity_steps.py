@@ -7,21 +7,21 @@ round every callback trains for `steps` steps in a Trainer, and its own CPU time
 step (medians). PAT (`pip install torchao`) wraps the optimizer: its time is that of its step without that of the optimizer inside.
 Without torchao that line is missing. Targets: proximal <= 2 % of a plain step and <= 1.0 x PAT's, top-k <= 5 %.
 
-Measured with torch 2.13.0 and torchao 0.18.0, --steps 6 --rounds 2, on a shared and busy machine (so by CPU time, and
-only the ratios mean something); the plain step took 809 ms:
+Measured with torch 2.13.0 and torchao 0.18.0, --steps 6 --rounds 2, in one call on two quiet cores; the plain step took
+794 ms (CPU time):
 
 | step | ms | of a plain step | of PAT's step |
 |---|---|---|---|
-| proximal | 5.6 | 0.7 % | 0.18 x |
-| reweighted | 15.4 | 1.9 % | 0.51 x |
-| top-k, 10 % | 26.4 | 3.3 % | 0.87 x |
-| group, rows | 4.4 | 0.5 % | 0.14 x |
-| group, columns | 7.7 | 1.0 % | 0.25 x |
-| group, heads | 2.4 | 0.3 % | 0.08 x |
-| group, neurons | 4.3 | 0.5 % | 0.14 x |
-| torchao PAT, lasso | 30.4 | 3.8 % | |
-| latent (another call, PAT there 35) | 17.2 | 2.0 % | 0.49 x |
-| latent top-k, 10 % (another call, PAT there 30) | 20.2 | 2.3 % | 0.67 x |
+| proximal | 5.4 | 0.7 % | 0.21 x |
+| reweighted | 13.7 | 1.7 % | 0.55 x |
+| latent | 14.7 | 1.9 % | 0.58 x |
+| top-k, 10 % | 23.5 | 3.0 % | 0.93 x |
+| latent top-k, 10 % | 17.1 | 2.1 % | 0.68 x |
+| group, rows | 4.1 | 0.5 % | 0.16 x |
+| group, columns | 6.4 | 0.8 % | 0.25 x |
+| group, heads | 2.4 | 0.3 % | 0.10 x |
+| group, neurons | 3.9 | 0.5 % | 0.16 x |
+| torchao PAT, lasso | 25.2 | 3.2 % | |
 
 The share depends on the batch: weights cost the same whatever the number of tokens. 1024 tokens are few for 10M weights.
 """
