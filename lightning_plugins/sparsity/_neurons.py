@@ -1,14 +1,17 @@
 """Finds the neurons of a network: which layer reads what another layer computes, and nothing else does."""
 
-from collections.abc import Iterator
+import dis
+import inspect
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Graph, Node, Tracer
+from torch.fx import Graph, Node, Proxy, Tracer
 from torch.nn import functional
 
 from legibility.lightning_plugins.foundation._names import plain_name, unwrapped
+from legibility.lightning_plugins.sparsity._source import Source, framework_methods
 from legibility.lightning_plugins.sparsity._units import Found, Piece, Tensors, Units
 
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -35,15 +38,22 @@ _POOL_NAMES = (
     *("adaptive_max_pool2d", "adaptive_max_pool3d"),
 )
 _ASKS = ("size", "dim", "shape", "ndim")
+_MOST_PATHS = 16  # through one forward, for each combination of mode and absent arguments
 
 
 def neurons(root: nn.Module) -> Found:
     """The neurons of every Linear or convolution layer whose output one other such layer reads, and nothing else.
 
-    The way from one to the other is read off ``forward`` by ``torch.fx``; a module that can't be traced is entered, and
-    its children are read as their own ``forward`` says. On the way there may be activations, dropout, pooling, flattening
-    and batch or instance norms (which treat each unit by itself). The two feed-forward layers inside of ``torch``'s transformer
-    layers are known.
+    The way from one to the other is read off ``forward`` by ``torch.fx``: in training and in evaluation mode, on both sides
+    of every ``if`` that asks for values, with and without the arguments that may be ``None``. All must agree. On the way
+    there may be activations, dropout, pooling, flattening and batch or instance norms (which treat each unit by itself;
+    a batch norm behind a Linear layer is taken to see (batch, units)). The two feed-forward layers inside of
+    ``torch``'s transformer layers are known.
+
+    Code that can't be traced, and what else Lightning calls (``training_step``), is read as text: modules it calls whole are
+    traced by themselves. A layer that it calls by itself, reads the weight of, or walks to in a ``Sequential`` is left out, and
+    so is one with a hook. What the text doesn't show stays unknown: ``isinstance`` of an input, calls that a
+    caller outside of the model makes.
 
     Args:
         root: The module to search.
@@ -59,51 +69,101 @@ def neurons(root: nn.Module) -> Found:
         {'3': "its output is the model's"}
     """
     tensors, found = Tensors(root), Found()
+    calls = _Calls(tensors)
+    calls.enter("")
+    calls.enter_the_rest()
+    ways: dict[str, list[_Way]] = {}
     for path, module in tensors.modules.items():
         if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
-            first, second = (f"{path}.{name}" if path else name for name in ("linear1", "linear2"))
-            still = module.activation in (functional.relu, functional.gelu) or isinstance(module.activation, _STILL)
-            _take(found, tensors, first, second, outer=1, inner=1, between=(), still=still)
-    for graph, prefix in _graphs(root, ""):
-        _read(graph, prefix, tensors, found)
+            ways |= _feed_forward(path, module, tensors)
+    for graph in calls.graphs:
+        for path, way in graph.ways.items():
+            ways.setdefault(path, []).append(way)
+    for path, several in ways.items():
+        reason = next((way.reason for way in several if way.reason is not None), None)
+        reason = reason or next(filter(None, (calls.why_not(part, several[0]) for part in several[0].parts)), None)
+        if reason is None and len({(way.reader, way.outer, way.inner, *way.parts) for way in several}) > 1:
+            reason = f"is read by {' or '.join(dict.fromkeys(way.reader for way in several))}, as the case may be"
+        if reason is not None:
+            found.left_out[path] = reason
+        else:
+            _take(found, tensors, several)
     for path, module in tensors.modules.items():
-        if isinstance(module, _LINEAR) and path not in found.left_out and not any(u.name == path for u in found):
-            found.left_out[path] = "what reads its output could not be found"
+        if isinstance(module, _LINEAR) and path not in ways:
+            found.left_out[path] = calls.outside(path) or "what reads its output could not be found"
     return found
 
 
 class _Tracer(Tracer):
-    """Takes ``torch``'s own layers as they are, also where a wrapper (FSDP) gave them a class of its own."""
+    """Takes ``torch``'s own layers as they are, also where a wrapper (FSDP) gave them a class of its own.
+
+    An ``if`` that asks for values goes as ``decisions`` say, and beyond them to the other side.
+    """
+
+    def __init__(self, decisions: list[bool]) -> None:
+        super().__init__()
+        self.decisions = list(decisions)
+        self.asked = 0
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        kinds = [kind for kind in type(m).__mro__ if kind.__module__.startswith("torch.nn.modules.")]
-        return not isinstance(m, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and kinds[0] is not nn.Module
+        return _is_leaf(m)
+
+    def to_bool(self, obj: Proxy) -> bool:
+        self.asked += 1
+        if self.asked > len(self.decisions):
+            self.decisions.append(False)
+        return self.decisions[self.asked - 1]
 
 
-def _graphs(module: nn.Module, prefix: str) -> Iterator[tuple[Graph, str]]:
-    """The graph of a module, or of its children where it has none or does not call them."""
-    module = unwrapped(module)
-    if not any(isinstance(child, _LINEAR) for child in module.modules()):
-        return
-    called: set[str] = set()
-    if not _Tracer().is_leaf_module(module, ""):
-        graph = _traced(module)
-        if graph is not None:
-            called = {plain_name(str(node.target)) for node in graph.nodes if node.op == "call_module"}
-            yield graph, prefix
-    for name, child in module.named_children():
-        if not any(path == plain_name(name) or path.startswith(plain_name(name) + ".") for path in called):
-            yield from _graphs(child, plain_name(f"{prefix}.{name}" if prefix else name))
+def _is_leaf(module: nn.Module) -> bool:
+    kinds = [kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.modules.")]
+    return not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and kinds[0] is not nn.Module
 
 
-def _traced(module: nn.Module) -> Graph | None:
-    """None where the module's code can't be run with symbols in place of tensors."""
-    try:
+def _traced(module: nn.Module) -> list[Graph]:
+    """One graph for each way that the code can take; none where it can't be run with symbols in place of tensors."""
+    arguments = inspect.signature(type(module).forward).parameters.values()
+    absent = {one.name: None for one in arguments if one.default is None}
+    graphs: list[Graph] = []
+    for training in (None, True, False):
+        for given in (None, absent) if absent else (None,):
+            paths = _paths(module, training, given)
+            if not paths:
+                return []
+            graphs += paths
+    return graphs
+
+
+def _paths(module: nn.Module, training: bool | None, given: dict[str, None] | None) -> list[Graph]:
+    graphs: list[Graph] = []
+    todo: list[list[bool]] = [[]]
+    for _ in range(_MOST_PATHS):
+        decisions = todo.pop()
+        tracer = _Tracer(decisions)
         # Tracing runs the user's code: on a copy without weights of its own, so that nothing it sets stays.
-        with torch.random.fork_rng(devices=[]):
-            return _Tracer().trace(_shell(module, {}))
-    except Exception:  # noqa: BLE001 - there is no telling what that code raises
-        return None
+        shell = _shell(module, {})
+        for one in shell.modules() if training is not None else ():
+            one.training = bool(training)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                graphs.append(tracer.trace(shell, given))
+        except Exception as error:  # noqa: BLE001 - there is no telling what that code raises
+            if not tracer.asked or not _refuses(error):
+                return []
+        todo += [[*tracer.decisions[:k], True] for k in range(len(decisions), tracer.asked)]
+        if not todo:
+            return graphs
+    return []
+
+
+def _refuses(error: BaseException) -> bool:
+    """Whether the user's own code raised it (a check of the inputs): then nothing comes of that way."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "torch":
+        return False
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _shell(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -118,47 +178,138 @@ def _shell(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
     return known[module]
 
 
-def _read(graph: Graph, prefix: str, tensors: Tensors, found: Found) -> None:
-    def path_of(node: Node) -> str:
-        return plain_name(f"{prefix}.{node.target}" if prefix else str(node.target))
+class _Calls:
+    """All graphs of a model, and what the code that has none calls."""
 
-    calls = [path_of(node) for node in graph.nodes if node.op == "call_module"]
-    for node in graph.nodes:
-        if node.op != "call_module" or not isinstance(tensors.modules.get(path_of(node)), _LINEAR):
-            continue
-        path = path_of(node)
-        reason = _why_not(tensors, path) or ("is called more than once" if calls.count(path) > 1 else None)
-        if reason is None:
-            way = _Way(node, path, tensors, path_of)
-            reason = way.follow()
-            if reason is None and calls.count(way.reader) > 1:
-                reason = f"{way.reader}, which reads it, is called more than once"
-        if reason is not None:
-            found.left_out[path] = reason
-        else:
-            _take(found, tensors, path, way.reader, way.outer, way.inner, tuple(way.between), way.still)
+    def __init__(self, tensors: Tensors) -> None:
+        self.tensors = tensors
+        self.modules = {path: unwrapped(module) for path, module in tensors.modules.items()}
+        self.paths = {module: path for path, module in self.modules.items()}
+        self.graphs: list[_Read] = []
+        self.source = Source()
+        self._forward = Source()  # what runs in a trace: its methods need not be read as text
+        self._entered: set[str] = set()
+        for module in self.paths:
+            if "forward" in vars(module):
+                self.source.lost[module] = "the forward that was put onto it"
+
+    def enter(self, path: str) -> None:
+        """Reads a module that is called whole."""
+        module = self.modules[path]
+        if path in self._entered or not any(isinstance(child, _LINEAR) for child in module.modules()):
+            return
+        self._entered.add(path)
+        if _is_leaf(module):
+            return
+        graphs = _traced(module)
+        self.graphs += [_Read(graph, path, self.tensors) for graph in graphs]
+        (self._forward if graphs else self.source).method(module, "forward")
+        self._enter_called()
+
+    def _enter_called(self) -> None:
+        for module in list(self.source.called):
+            if module in self.paths:
+                self.enter(self.paths[module])
+
+    def enter_the_rest(self) -> None:
+        """What Lightning calls, and then what nothing calls: it is taken to be called whole."""
+        for module in self.modules.values():
+            for name in framework_methods(module):
+                if (module, name) not in self._forward.seen:
+                    self.source.method(module, name)
+        self._enter_called()
+        for path in self.modules:
+            known = self._entered | {called for graph in self.graphs for called in graph.calls}
+            if not any(_within(path, other) or _within(other, path) for other in known if other):
+                self.enter(path)
+
+    def outside(self, path: str) -> str | None:
+        """Where the text lets go of a layer, if it does."""
+        module = self.modules[path]
+        for owner, where in self.source.lost.items():
+            if owner in self.paths and _within(path, self.paths[owner]):
+                return f"may be used by {where}, which can't be followed"
+        if module in self.source.called:
+            return f"is called by {self.source.called[module]}, which can't be traced"
+        if module in self.source.read:
+            return f"is read as a tensor by {self.source.read[module]}"
+        return None
+
+    def why_not(self, path: str, way: "_Way") -> str | None:
+        """Why a module on the way may be used otherwise."""
+        who = "" if path == way.path else f"{path}, which its output goes to, "
+        reason = self.outside(path)
+        if reason is None and any(_hooked(self.modules[one]) for one in (path, *way.passed)):
+            reason = "has a hook, or what it passes has one"
+        for graph in self.graphs:
+            if reason is None and path in graph.reads:
+                reason = "is read as a tensor as well"
+            if reason is None and path in graph.calls and way.path not in graph.ways:
+                reason = "is called without it as well"
+        return reason and who + reason
+
+
+def _within(path: str, other: str) -> bool:
+    return not other or path == other or path.startswith(other + ".")
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether something not of ``torch`` or ours acts when a module is called."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    places = [str(getattr(hook, "__module__", "")).partition(".")[0] for hook in hooks]
+    return not all(place in ("torch", "legibility") for place in places)
+
+
+class _Read:
+    """The ways from layer to layer in one graph."""
+
+    def __init__(self, graph: Graph, prefix: str, tensors: Tensors) -> None:
+        def path_of(node: Node) -> str:
+            return plain_name(f"{prefix}.{node.target}" if prefix else str(node.target))
+
+        self.calls = Counter(path_of(node) for node in graph.nodes if node.op == "call_module")
+        self.reads = {path_of(node).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+        self.ways: dict[str, _Way] = {}
+        for node in graph.nodes:
+            path = path_of(node)
+            if node.op != "call_module" or not isinstance(tensors.modules.get(path), _LINEAR):
+                continue
+            way = self.ways[path] = _Way(path, tensors, path_of)
+            way.reason = _why_not(tensors, path) or ("is called more than once" if self.calls[path] > 1 else None)
+            way.reason = way.reason or way.follow(node)
+            twice = [part for part in way.parts if self.calls[part] > 1]
+            if way.reason is None and twice:
+                way.reason = f"{twice[0]}, which reads it, is called more than once"
 
 
 class _Way:
-    """Follows the output of a layer to the one that reads it."""
+    """Follows the output of a layer to the one that reads it.
 
-    def __init__(self, node: Node, path: str, tensors: Tensors, path_of: Any) -> None:
-        self.node, self.tensors, self.path_of = node, tensors, path_of
+    Attributes:
+        parts: The layer, the norms behind it and its reader: what must do nothing else.
+        passed: All modules on the way.
+        reason: Why it leads nowhere; None if it leads to ``reader``.
+    """
+
+    def __init__(self, path: str, tensors: Tensors, path_of: Any = None) -> None:
+        self.path, self.tensors, self.path_of = path, tensors, path_of
         self.layer: Any = tensors.modules[path]
-        self.count = tensors.piece(path, "weight", 0).count
         self.spatial = not isinstance(self.layer, nn.Linear)  # units stand in dimension 1, pixels behind
         self.flat = False
         self.between: list[Piece] = []
+        self.parts, self.passed = [path], [path]
         self.still = True
         self.reader, self.outer, self.inner = "", 1, 1
+        self.reason: str | None = None
 
-    def follow(self) -> str | None:
-        """Why it leads nowhere; None if it leads to ``reader``."""
-        node = self.node
+    def follow(self, node: Node) -> str | None:
+        self.count = self.tensors.piece(self.path, "weight", 0).count
         while True:
             users = [user for user in node.users if not _asks(user)]
             if len(users) != 1:
                 return f"its output is used {len(users)} times ({', '.join(u.name for u in users)})"
+            if any(self._tells_width(user) for user in node.users if _asks(user)):
+                return "its number of units is read off its output's shape"
             (user,) = users
             if user.op == "output":
                 return "its output is the model's"
@@ -177,7 +328,26 @@ class _Way:
                 return reason
             node = user
 
+    def _tells_width(self, asks: Node) -> bool:
+        """Whether a shape is used where the number of units stands in it, or may stand."""
+        if _attribute(asks) in ("dim", "ndim"):
+            return False
+        if len(asks.args) > 1 and asks.op == "call_method":
+            return bool(asks.users) and not self._beside(asks.args[1])
+        items = [user for user in asks.users if user.op == "call_function" and _name(user.target) == "getitem"]
+        return len(items) < len(asks.users) or any(one.users and not self._beside(one.args[1]) for one in items)
+
+    def _beside(self, where: Any) -> bool:
+        """Whether an index into a shape can't be the units'; dimensions of a Linear layer's output are known from 0 only."""
+        pixels = self.layer.weight.ndim - 2 if self.spatial and not self.flat else 0
+        if isinstance(where, slice):
+            return (
+                where.stop is None and where.step is None and isinstance(where.start, int) and self._beside(where.start)
+            )
+        return isinstance(where, int) and (where == 0 or 2 <= where < 2 + pixels or -pixels <= where < 0)
+
     def _pass(self, path: str, module: Any) -> str | None:
+        self.passed.append(path)
         if isinstance(module, _STILL):
             return None
         if isinstance(module, _ALIVE):
@@ -188,9 +358,13 @@ class _Way:
         if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
             self.flat = True
             return None
+        names = [name for name in ("weight", "bias", "running_mean", "running_var") if _has(module, name)]
+        if isinstance(module, _NORMS) and not self.spatial and not (names and isinstance(module, _NORMS[0])):
+            # Dimension 1 of (batch, tokens, units) may be as long as the units are many, and nothing would tell.
+            return f"its output passes {path} ({type(module).__name__}), which may norm along another dimension"
         if isinstance(module, _NORMS) and module.num_features == self.count and not self.flat:
             self.still = False
-            names = [name for name in ("weight", "bias", "running_mean", "running_var") if _has(module, name)]
+            self.parts.append(path)
             self.between += [self.tensors.piece(path, name, 0) for name in names]
             return None
         if isinstance(module, _MIX):
@@ -228,27 +402,31 @@ class _Way:
         ):
             return f"{path} reads it along another dimension"
         self.reader = path
+        self.parts.append(path)
+        self.passed.append(path)
         self.outer, self.inner = (1, width // self.count) if self.spatial else (width // self.count, 1)
         return None
 
 
-def _take(
-    found: Found,
-    tensors: Tensors,
-    path: str,
-    reader: str,
-    outer: int,
-    inner: int,
-    between: tuple[Piece, ...],
-    still: bool,
-) -> None:
-    reason = _why_not(tensors, reader)
-    reason = _why_not(tensors, path) or (reason and f"{reader}, which reads it, {reason}")
-    if reason is not None:
-        found.left_out[path] = reason
-        return
-    rows = tensors.with_bias(path, "weight", "bias")
-    found.append(Units(path, rows, (tensors.piece(reader, "weight", 1, outer, inner),), between, still))
+def _feed_forward(path: str, module: Any, tensors: Tensors) -> dict[str, list[_Way]]:
+    """The way inside of ``torch``'s own transformer layer."""
+    known = nn.TransformerEncoderLayer if isinstance(module, nn.TransformerEncoderLayer) else nn.TransformerDecoderLayer
+    first, second = (f"{path}.{name}" if path else name for name in ("linear1", "linear2"))
+    way = _Way(first, tensors)
+    way.reader, way.parts, way.passed = second, [first, second], [first, second]
+    way.still = module.activation in (functional.relu, functional.gelu) or isinstance(module.activation, _STILL)
+    reason = _why_not(tensors, second)
+    way.reason = _why_not(tensors, first) or (reason and f"{second}, which reads it, {reason}")
+    if any(getattr(type(module), name) is not getattr(known, name) for name in ("forward", "_ff_block")):
+        way.reason = f"is in a {type(module).__name__}, which has a forward of its own"
+    return {first: [way]}
+
+
+def _take(found: Found, tensors: Tensors, several: list[_Way]) -> None:
+    way = several[0]
+    rows = tensors.with_bias(way.path, "weight", "bias")
+    columns = tensors.piece(way.reader, "weight", 1, way.outer, way.inner)
+    found.append(Units(way.path, rows, (columns,), tuple(way.between), all(one.still for one in several)))
 
 
 def _why_not(tensors: Tensors, path: str) -> str | None:
@@ -260,11 +438,16 @@ def _why_not(tensors: Tensors, path: str) -> str | None:
 
 def _asks(node: Node) -> bool:
     """Whether a node asks for a shape, not for values."""
-    if node.op == "call_method":
-        return node.target in _ASKS
-    if node.op == "call_function" and _name(node.target) == "getattr":
-        return node.args[1] in _ASKS
+    if _attribute(node) is not None:
+        return _attribute(node) in _ASKS
     return node.op == "call_function" and _name(node.target) == "getitem" and _asks(node.all_input_nodes[0])
+
+
+def _attribute(node: Node) -> Any:
+    """The name of the method that is called, or of the attribute that is read."""
+    if node.op == "call_method":
+        return node.target
+    return node.args[1] if node.op == "call_function" and _name(node.target) == "getattr" else None
 
 
 def _name(function: Any) -> str:

@@ -1,6 +1,7 @@
 """Takes neurons that compute nothing out of a network: a smaller one with equal outputs."""
 
 import copy
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -61,12 +62,10 @@ def remove_dead_neurons(model: nn.Module) -> Smaller:
     refuse_sharded(model)
     model = copy.deepcopy(model)
     removed: dict[str, int] = {}
+    found = neurons(model)
     while True:
-        found = neurons(model)
         before = sum(removed.values())
-        for units in found:
-            # Looked at afresh, for the neurons of another layer may just have gone.
-            units = next(other for other in neurons(model) if other.name == units.name)
+        for units in map(_afresh, found):
             kept = _alive(units)
             if len(kept) < units.count:
                 removed[units.name] = removed.get(units.name, 0) + units.count - len(kept)
@@ -74,6 +73,15 @@ def remove_dead_neurons(model: nn.Module) -> Smaller:
                     _cut(piece, kept)
         if sum(removed.values()) == before:
             return Smaller(model, removed, found.left_out)
+
+
+def _afresh(units: Units) -> Units:
+    """The same units in the tensors of now: the neurons of another layer may just have gone."""
+    parts = {
+        name: tuple(replace(piece, tensor=getattr(piece.owner, piece.attribute)) for piece in getattr(units, name))
+        for name in ("incoming", "outgoing", "between")
+    }
+    return replace(units, **parts)
 
 
 def _alive(units: Units) -> Tensor:
