@@ -198,9 +198,9 @@ class _Calls:
         module = self.modules[path]
         if path in self._entered or not any(isinstance(child, _LINEAR) for child in module.modules()):
             return
-        self._entered.add(path)
-        if _is_leaf(module):
+        if _is_leaf(module) or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             return
+        self._entered.add(path)
         graphs = _traced(module)
         self.graphs += [_Read(graph, path, self.tensors) for graph in graphs]
         (self._forward if graphs else self.source).method(module, "forward")

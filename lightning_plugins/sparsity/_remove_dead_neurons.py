@@ -77,11 +77,11 @@ def remove_dead_neurons(model: nn.Module) -> Smaller:
 
 def _afresh(units: Units) -> Units:
     """The same units in the tensors of now: the neurons of another layer may just have gone."""
-    parts = {
-        name: tuple(replace(piece, tensor=getattr(piece.owner, piece.attribute)) for piece in getattr(units, name))
-        for name in ("incoming", "outgoing", "between")
-    }
-    return replace(units, **parts)
+
+    def now(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        return tuple(replace(piece, tensor=getattr(piece.owner, piece.attribute)) for piece in pieces)
+
+    return replace(units, incoming=now(units.incoming), outgoing=now(units.outgoing), between=now(units.between))
 
 
 def _alive(units: Units) -> Tensor:

@@ -16,7 +16,8 @@ _SETS_UP = ("__init__", "setup", "configure_model", "configure_optimizers", "res
 # Functions that hand modules on (or only ask about them); what they give is followed.
 _HANDS_ON = ("enumerate", "zip", "reversed", "list", "tuple", "iter", "next", "getattr")
 _ASKS = ("len", "isinstance", "hasattr", "super", "type", "id", "print", "repr")
-_WALKS = ("children", "modules", "named_children", "named_modules", "values", "items", "get_submodule", "_modules")
+_CHILDREN = ("children", "named_children", "values", "items", "_modules")
+_BELOW = ("modules", "named_modules", "get_submodule")
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -100,27 +101,27 @@ class _Values:
             return self.names.get(node.id, set())
         if isinstance(node, ast.Attribute):
             if node.attr == "_modules":
-                return self._below(self.of(node.value))
+                return _children(self.of(node.value))
             return {m for owner in self.of(node.value) for m in _attribute(owner, node.attr)}
         if isinstance(node, ast.Subscript):
             return _members(self.of(node.value))
         if isinstance(node, ast.Call):
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            if isinstance(node.func, ast.Attribute) and name in _WALKS:
-                return self._below(self.of(node.func.value))
+            owners = self.of(getattr(node.func, "value", None))
+            if name in _CHILDREN:
+                return _children(owners)
+            if name in _BELOW:
+                return {unwrapped(m) for owner in owners for m in owner.modules() if m is not owner}
             if name == "super":
                 return {self.module}
             if name == "getattr" and node.args:
-                return {child for owner in self.of(node.args[0]) for child in map(unwrapped, owner.children())}
+                return _children(self.of(node.args[0]))
             return {m for arg in node.args for m in self.of(arg)} if name in _HANDS_ON else set()
         if isinstance(node, (ast.IfExp, ast.BoolOp, ast.Tuple, ast.List, ast.Starred, ast.NamedExpr, ast.Set)):
             return {m for part in ast.iter_child_nodes(node) for m in self.of(part)}
         if isinstance(node, (ast.ListComp, ast.GeneratorExp, ast.SetComp)):
             return self.of(node.elt)
         return set()
-
-    def _below(self, owners: set[nn.Module]) -> set[nn.Module]:
-        return {unwrapped(m) for owner in owners for m in owner.modules() if m is not owner}
 
     def elements(self, node: ast.AST) -> set[nn.Module]:
         """What a loop over an expression gives."""
@@ -168,7 +169,11 @@ def _attribute(owner: nn.Module, name: str) -> Iterator[nn.Module]:
 def _members(owners: set[nn.Module]) -> set[nn.Module]:
     """The elements of module lists; what is none is one already."""
     lists = {owner for owner in owners if isinstance(owner, _LISTS)}
-    return (owners - lists) | {unwrapped(child) for owner in lists for child in owner.children()}
+    return (owners - lists) | _children(lists)
+
+
+def _children(owners: set[nn.Module]) -> set[nn.Module]:
+    return {unwrapped(child) for owner in owners for child in owner.children()}
 
 
 def _foreign(kind: type) -> bool:
