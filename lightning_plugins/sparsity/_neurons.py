@@ -213,10 +213,14 @@ class _Calls:
 
     def enter_the_rest(self) -> None:
         """What Lightning calls, and then what nothing calls: it is taken to be called whole."""
+        steps, others = Source(), Source()
         for module in self.modules.values():
             for name in framework_methods(module):
                 if (module, name) not in self._forward.seen:
-                    self.source.method(module, name)
+                    (steps if name.endswith("_step") else others).method(module, name)
+        # A loss on weights computes no output; other hooks hand modules to loggers and the like.
+        self.source.called = others.called | steps.called | self.source.called
+        self.source.lost = steps.lost | self.source.lost
         self._enter_called()
         for path in self.modules:
             known = self._entered | {called for graph in self.graphs for called in graph.calls}
