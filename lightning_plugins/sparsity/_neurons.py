@@ -52,8 +52,8 @@ def neurons(root: nn.Module) -> Found:
 
     Code that can't be traced, and what else Lightning calls (``training_step``), is read as text: modules it calls whole are
     traced by themselves. A layer that it calls by itself, reads the weight of, or walks to in a ``Sequential`` is left out, and
-    so is one with a hook. What the text doesn't show stays unknown: ``isinstance`` of an input, calls that a
-    caller outside of the model makes.
+    so is one with a hook. What no code of the model shows stays unknown: layers that
+    others call from outside.
 
     Args:
         root: The module to search.
@@ -82,6 +82,7 @@ def neurons(root: nn.Module) -> Found:
     for path, several in ways.items():
         reason = next((way.reason for way in several if way.reason is not None), None)
         reason = reason or next(filter(None, (calls.why_not(part, several[0]) for part in several[0].parts)), None)
+        reason = reason or calls.untraced_reader(tensors.piece(path, "weight", 0).count)
         if reason is None and len({(way.reader, way.outer, way.inner, *way.parts) for way in several}) > 1:
             reason = f"is read by {' or '.join(dict.fromkeys(way.reader for way in several))}, as the case may be"
         if reason is not None:
@@ -125,7 +126,8 @@ def _traced(module: nn.Module) -> list[Graph]:
     arguments = inspect.signature(type(module).forward).parameters.values()
     absent = {one.name: None for one in arguments if one.default is None}
     graphs: list[Graph] = []
-    for training in (None, True, False):
+    modes = {one.training for one in module.modules()}
+    for training in (True, False, None) if len(modes) > 1 else (True, False):
         for given in (None, absent) if absent else (None,):
             paths = _paths(module, training, given)
             if not paths:
@@ -222,10 +224,25 @@ class _Calls:
         self.source.called = others.called | steps.called | self.source.called
         self.source.lost = steps.lost | self.source.lost
         self._enter_called()
+        known = (self._entered - {""}) | self._traced()
         for path in self.modules:
-            known = self._entered | {called for graph in self.graphs for called in graph.calls}
-            if not any(_within(path, other) or _within(other, path) for other in known if other):
+            if not any(_within(path, other) or _within(other, path) for other in known):
                 self.enter(path)
+                known |= self._entered - {""}
+
+    def _traced(self) -> set[str]:
+        return {path for graph in self.graphs for path in graph.calls}
+
+    def untraced_reader(self, count: int) -> str | None:
+        """A layer that traced code calls in a case no trace came to, and that fits so many units."""
+        traced = self._traced()
+        for module in self._forward.called:
+            path = self.paths.get(module, "")
+            if path and not any(_within(other, path) for other in traced):
+                layers = [layer for layer in module.modules() if isinstance(layer, _LINEAR)]
+                if any(layer.weight.shape[1] % count == 0 for layer in layers):
+                    return f"may be read by {path}, which {self._forward.called[module]} calls where no trace came to"
+        return None
 
     def outside(self, path: str) -> str | None:
         """Where the text lets go of a layer, if it does."""
@@ -244,7 +261,7 @@ class _Calls:
         who = "" if path == way.path else f"{path}, which its output goes to, "
         reason = self.outside(path)
         if reason is None and any(_hooked(self.modules[one]) for one in (path, *way.passed)):
-            reason = "has a hook, or what it passes has one"
+            reason = "has a hook or a forward put onto it, or what it passes has"
         for graph in self.graphs:
             if reason is None and path in graph.reads:
                 reason = "is read as a tensor as well"
@@ -261,7 +278,7 @@ def _hooked(module: nn.Module) -> bool:
     """Whether something not of ``torch`` or ours acts when a module is called."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     places = [str(getattr(hook, "__module__", "")).partition(".")[0] for hook in hooks]
-    return not all(place in ("torch", "legibility") for place in places)
+    return "forward" in vars(module) or not all(place in ("torch", "legibility") for place in places)
 
 
 class _Read:

@@ -241,7 +241,7 @@ def test_a_reader_in_the_training_step_keeps_a_layer_out(pl: Any, trainer: Calla
         module.decoder.weight[:, :4] = 0
         module.net[2].weight[:, :4] = 0
     smaller = remove_dead_neurons(module)
-    assert smaller.removed.keys() == {"net.0"} and smaller.removed["net.0"] >= 4
+    assert "encoder" not in smaller.removed and smaller.removed["net.0"] >= 4
     batch = next(iter(loader()))
     torch.testing.assert_close(smaller.model(batch[0]), module(batch[0]), rtol=1e-6, atol=1e-6)
     smaller.model.training_step(batch, 0).backward()
