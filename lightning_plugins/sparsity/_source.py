@@ -168,7 +168,7 @@ def _attribute(owner: nn.Module, name: str) -> Iterator[nn.Module]:
 
 def _members(owners: set[nn.Module]) -> set[nn.Module]:
     """The elements of module lists; what is none is one already."""
-    lists = {owner for owner in owners if isinstance(owner, _LISTS)}
+    lists: set[nn.Module] = {owner for owner in owners if isinstance(owner, _LISTS)}
     return (owners - lists) | _children(lists)
 
 

@@ -210,6 +210,11 @@ def test_what_is_left_out_is_printed(
 
 def test_a_reader_in_the_training_step_keeps_a_layer_out(pl: Any, trainer: Callable[..., Any]) -> None:
     class Coder(pl.LightningModule):  # type: ignore[misc]
+        net: Any
+        encoder: Any
+        decoder: Any
+        classes: Any
+
         def __init__(self) -> None:
             super().__init__()
             self.encoder, self.decoder, self.classes = nn.Linear(10, 8), nn.Linear(8, 10), nn.Linear(8, 10)
@@ -240,7 +245,7 @@ def test_a_reader_in_the_training_step_keeps_a_layer_out(pl: Any, trainer: Calla
     with torch.no_grad():
         module.decoder.weight[:, :4] = 0
         module.net[2].weight[:, :4] = 0
-    smaller = remove_dead_neurons(module)
+    smaller: Any = remove_dead_neurons(module)
     assert "encoder" not in smaller.removed and smaller.removed["net.0"] >= 4
     batch = next(iter(loader()))
     torch.testing.assert_close(smaller.model(batch[0]), module(batch[0]), rtol=1e-6, atol=1e-6)

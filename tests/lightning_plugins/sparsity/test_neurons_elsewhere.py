@@ -17,6 +17,14 @@ from legibility.lightning_plugins.sparsity._neurons import neurons
 class Net(nn.Module):
     """Two hidden layers, something beside them, and a plain pair that is always found."""
 
+    a: Any
+    b: Any
+    side: Any
+    norm: Any
+    walked: Any
+    blocks: Any
+    more: Any
+
     def __init__(self, layer: Callable[[int, int], nn.Module] = nn.Linear) -> None:
         super().__init__()
         self.a, self.b, self.side = layer(8, 8), layer(8, 8), layer(8, 8)
@@ -197,7 +205,7 @@ class HandsItselfOn(Walks):
 
 class ThroughAProperty(Walks):
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> Any:
         return self.walked[0]
 
     def mix(self, x: Tensor) -> Tensor:
@@ -284,7 +292,7 @@ class Feed(nn.Module):
         super().__init__()
         self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Any:
         if x.size(-1) != 8:
             raise ValueError("8 features")
         assert x.dim() == 2
@@ -361,7 +369,7 @@ def test_hooks_and_forwards_put_on_later() -> None:
 
 def test_a_transformer_layer_with_a_forward_of_its_own() -> None:
     class Own(nn.TransformerEncoderLayer):
-        def _ff_block(self, x: Tensor) -> Tensor:
+        def _ff_block(self, x: Tensor) -> Any:
             return self.linear1(x)[..., :8]
 
     assert "forward of its own" in neurons(nn.Sequential(Own(8, 2, 16))).left_out["0.linear1"]
@@ -391,6 +399,25 @@ def test_convolutions_may_be_asked_for_their_pixels() -> None:
     for where in (1, -3, slice(-3, None)):
         Channels.where = where  # type: ignore[assignment]
         assert "number of units" in neurons(Channels()).left_out["a"]
+
+
+def test_modes_that_differ_from_part_to_part_are_looked_at_as_they_are() -> None:
+    class Frozen(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.relu(self.a(x))
+            y = self.tail(self.b(h))
+            return y + self.side(h) if self.training and not self.body.training else y
+
+    model = Frozen()
+    model.body.eval()
+    assert "used 2 times" in neurons(model).left_out["a"]
+
+
+def test_code_without_a_source_is_not_guessed() -> None:
+    space: dict[str, Any] = {"Walks": Walks, "__name__": "elsewhere"}
+    code = "class Hidden(Walks):\n def mix(self, x):\n  return self.walked(x) + self.walked[0](x)"
+    exec(code, space)  # noqa: S102
+    assert "Hidden.mix, whose source can't be read" in neurons(space["Hidden"]()).left_out["walked.0"]
 
 
 def test_nothing_is_changed_by_looking() -> None:
