@@ -21,10 +21,10 @@ def neurons(root: nn.Module) -> Found:
     a batch norm behind a Linear layer is taken to see (batch, units)). The two feed-forward layers inside of
     ``torch``'s transformer layers are known.
 
-    Code that can't be traced, and what else Lightning calls (``training_step``), is read as text: modules it calls whole are
-    traced by themselves. A layer that it calls by itself, reads the weight of, or walks to in a ``Sequential`` is left out, and
-    so is one with a hook. What no code of the model shows stays unknown: layers that
-    others call from outside.
+    Code that can't be traced, and what else Lightning calls (``training_step``), is read as text: what it calls whole
+    is traced by itself. A layer that it calls by itself or walks to in a ``Sequential`` is left out, and so is one whose
+    weight is read as a tensor, whose width is asked for, or that has a hook. Unknown stays what no method of the model
+    shows: that somebody else calls a layer.
 
     Args:
         root: The module to search.
@@ -126,7 +126,7 @@ class _Calls:
             path = self.paths.get(module, "")
             if path and not any(_within(other, path) for other in traced):
                 layers = [layer for layer in module.modules() if isinstance(layer, LINEAR)]
-                if any(layer.weight.shape[1] % count == 0 for layer in layers):
+                if any(_inputs(layer) % count == 0 for layer in layers):
                     return f"may be read by {path}, which {self._forward.called[module]} calls where no trace came to"
         return None
 
@@ -154,6 +154,10 @@ class _Calls:
             if reason is None and path in graph.calls and way.path not in graph.ways:
                 reason = "is called without it as well"
         return reason and who + reason
+
+
+def _inputs(layer: Any) -> int:
+    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
 
 
 def _within(path: str, other: str) -> bool:

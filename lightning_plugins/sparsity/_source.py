@@ -84,9 +84,10 @@ class Source:
                 self.called.setdefault(found, where)
             elif name not in (*_HANDS_ON, *_ASKS):
                 self.lost.setdefault(found, where)
-        elif isinstance(parent, (ast.Return, ast.Yield, ast.YieldFrom, ast.Dict, ast.keyword, ast.Lambda)) or (
-            isinstance(parent, ast.Assign) and not all(isinstance(t, (ast.Name, ast.Tuple)) for t in parent.targets)
-        ):
+        elif isinstance(
+            parent,
+            (ast.Return, ast.Yield, ast.YieldFrom, ast.Dict, ast.DictComp, ast.AugAssign, ast.keyword, ast.Lambda),
+        ) or (isinstance(parent, ast.Assign) and not all(isinstance(t, (ast.Name, ast.Tuple)) for t in parent.targets)):
             self.lost.setdefault(found, where)
 
 
@@ -167,9 +168,8 @@ def _attribute(owner: nn.Module, name: str) -> Iterator[nn.Module]:
 
 
 def _members(owners: set[nn.Module]) -> set[nn.Module]:
-    """The elements of module lists; what is none is one already."""
-    lists: set[nn.Module] = {owner for owner in owners if isinstance(owner, _LISTS)}
-    return (owners - lists) | _children(lists)
+    """The elements of module lists, and the modules themselves: they may stand in a list of Python's."""
+    return owners | _children({owner for owner in owners if isinstance(owner, _LISTS)})
 
 
 def _children(owners: set[nn.Module]) -> set[nn.Module]:

@@ -34,6 +34,7 @@ class _Tracer(Tracer):
 
 
 def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one of ``torch``'s own layers, or of a class made from one."""
     kinds = [kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.modules.")]
     return not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and kinds[0] is not nn.Module
 

@@ -116,7 +116,7 @@ class Way:
 
     def _beside(self, where: Any) -> bool:
         """Whether an index into a shape can't be the units'; dimensions of a Linear layer's output are known from 0 only."""
-        pixels = self.layer.weight.ndim - 2 if self.spatial and not self.flat else 0
+        pixels = len(self.layer.kernel_size) if self.spatial and not self.flat else 0
         if isinstance(where, slice):
             return (
                 where.stop is None and where.step is None and isinstance(where.start, int) and self._beside(where.start)
@@ -186,6 +186,7 @@ class Way:
 
 
 def why_not(tensors: Tensors, path: str) -> str | None:
+    """Why a layer's weight and bias can't be taken for its neurons'; None if they can."""
     layer = tensors.modules[path]
     if not any(type(layer).forward is kind.forward for kind in LINEAR):
         return f"has a forward of its own ({type(layer).__name__})"

@@ -123,6 +123,14 @@ class Untraceable(Net):
         return y
 
 
+class HalfTraceable(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.a(x))
+        if x.sum() > 0:
+            return self.tail(torch.stack([self.side(h[i]) for i in range(len(h))]))
+        return self.tail(self.b(h))
+
+
 class Walks(Untraceable):
     def __init__(self) -> None:
         super().__init__()
@@ -259,6 +267,7 @@ def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
         (WidthUnpacked, "a", "number of units is read off"),
         (NormTwice, "a", "norm, which reads it, is called more than once"),
         (InstanceNorm, "a", "norm along another dimension"),
+        (HalfTraceable, "a", "is called by HalfTraceable.forward, which can't be traced"),
         (Walks, "walked.0", "is called by Walks.mix, which can't be traced"),
         (Indexes, "walked.0", "is called by Indexes.mix"),
         (Slices, "walked.0", "is called by Slices.mix"),
@@ -365,6 +374,19 @@ def test_hooks_and_forwards_put_on_later() -> None:
         assert "put onto it" in hooked(path, lambda m: setattr(m, "forward", m.forward))
         assert hooked(path, lambda m: m.register_full_backward_hook(lambda *_: None)) == "found"
     assert "forward that was put onto it" in hooked("", lambda m: setattr(m, "forward", m.forward))
+
+
+def test_a_batch_norm_over_tokens_is_not_silent() -> None:
+    model: Any = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8))
+    kill(model)
+    smaller = remove_dead_neurons(model).model
+    x = torch.randn(5, 8, 8)
+    torch.testing.assert_close(smaller(x[0]), model(x[0]), rtol=1e-5, atol=1e-5)
+    model(x)  # eight tokens: taken for eight units
+    with pytest.raises(RuntimeError, match="should contain"):
+        smaller(x)
+    model[1] = nn.BatchNorm1d(8, affine=False, track_running_stats=False)  # nothing of it would tell
+    assert "norm along another" in remove_dead_neurons(model).left["0"]
 
 
 def test_a_transformer_layer_with_a_forward_of_its_own() -> None:
