@@ -65,7 +65,7 @@ def untrained(primary: nn.Module, seed: int = 0, *, within: nn.Module | None = N
                     inside |= set(owner.modules())
             left = 0
             for module in own:
-                for parameter in module.parameters(recurse=False):
+                for parameter in [*module.parameters(recurse=False)]:  # gathering puts others in their places
                     if id(parameter) not in covered:
                         covered.add(id(parameter))
                         left += 1

@@ -74,9 +74,10 @@ class Extent:
 
     def why_undrawn(self, seen: Seen) -> str | None:
         """Why there is no page; None if there is one, or nobody wants one."""
-        if self.page is None or self.drawn or math.isinf(self.spent.for_page()):
+        if self.page is None or self.drawn:
             return None
-        needed, left = page_seconds(seen), self.agreed(self.spent.for_page())
+        left = self.agreed(self.spent.for_page())
+        needed = 0.0 if math.isinf(left) else page_seconds(seen)
         if needed <= left:
             return None
         return (
