@@ -44,27 +44,26 @@ def untrained(primary: nn.Module, seed: int = 0, *, within: nn.Module | None = N
     held = [*nameless, *primary.parameters(), *primary.buffers()]
     kept = [(tensor, tensor.detach().clone()) for tensor in held]
     cuda = {device.index for device in [p.device for p in held] + [*flat.devices(primary)] if device.type == "cuda"}
-    own = [module for module in primary.modules() if not wraps_flat(module)]
     try:
         # Parameters without names are others each time that they are made.
         at_once = flat.whole(primary) if nameless else nullcontext()
         with torch.random.fork_rng(devices=sorted(cuda)), torch.no_grad(), at_once:
             torch.manual_seed(seed)
             covered: set[int] = set()
-            for module in own:
-                reset = getattr(module, "reset_parameters", None)
-                if callable(reset):
+            for module in primary.modules():
+                # Of its class: wrappers (FSDP1, checkpoints) have the attributes of what they wrap, and it would draw twice.
+                if callable(getattr(type(module), "reset_parameters", None)):
                     with flat.whole(module), whole_weights(module):
-                        reset()
+                        module.reset_parameters()  # type: ignore[operator]
                     covered |= {id(parameter) for parameter in module.parameters()}
             inside: set[nn.Module] = set()
-            for owner in own:
+            for owner in primary.modules():
                 if _has_rule(owner) and owner not in inside:
                     with flat.whole(owner):
                         covered |= _drawn_by(owner, covered)
                     inside |= set(owner.modules())
             left = 0
-            for module in own:
+            for module in primary.modules():
                 for parameter in [*module.parameters(recurse=False)]:  # gathering puts others in their places
                     if id(parameter) not in covered:
                         covered.add(id(parameter))
@@ -83,11 +82,11 @@ def untrained(primary: nn.Module, seed: int = 0, *, within: nn.Module | None = N
 
 def _has_rule(owner: nn.Module) -> bool:
     """Whether it draws one module at a time; others have a method of that name without arguments."""
-    rule = getattr(owner, "_init_weights", None)
+    rule = getattr(type(owner), "_init_weights", None)
     if not callable(rule):
         return False
     try:
-        inspect.signature(rule).bind(owner)
+        inspect.signature(rule).bind(owner, owner)
     except TypeError:
         return False
     return True

@@ -18,6 +18,7 @@ from unittest import mock
 import torch
 from launch import place
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.functional import cross_entropy
@@ -105,6 +106,7 @@ class Fit:
         net: Makes the model.
         wrap: Modules that have wrappers of their own.
         by_hand: They are wrapped in ``configure_model``, and nothing is around.
+        checkpointed: Linear layers are checkpointed, by a wrapper of their own.
         itself: The LightningModule is the model that is asked.
         options: Of FSDP1.
         fsdp2: FSDP2 instead.
@@ -119,6 +121,7 @@ class Fit:
     net: Callable[[], nn.Module] = Values
     wrap: set[type[nn.Module]] | None = None
     by_hand: bool = False
+    checkpointed: bool = False
     itself: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     fsdp2: bool = False
@@ -149,6 +152,7 @@ FITS = {
     "whole on each rank": Fit(
         report=FITTED, others=_ours, wrap={Block}, options={"sharding_strategy": ShardingStrategy.NO_SHARD}
     ),
+    "checkpointed": Fit(report=FITTED, others=_ours, wrap={Block}, checkpointed=True),
     "by hand": Fit(report=FITTED, others=list, wrap={Values, Block}, by_hand=True),
     "without names": Fit(report=FITTED, wrap={Block}, options={"use_orig_params": False}),
     "words": Fit(net=Words, wrap={Block}),
@@ -162,6 +166,7 @@ FITS = {
     "time on rank 1": Fit(report={**WITHIN, "model": "net"}, seconds=(0.0, 1e4)),
     "fails early": Fit(fails=(InterpretabilityReport, "_recorder")),
     "fails": Fit(fails=(_imitation_scores.Families, "fit")),
+    "fails while weights are whole": Fit(fails=(_measurement, "weight_sparsity"), wrap={Block}),
     "fails late": Fit(fails=(_measurement, "collect")),
     "fails, FSDP2": Fit(fails=(_imitation_scores.Families, "fit"), fsdp2=True),
     "raises": Fit(raises=True, others=_ours),
@@ -182,7 +187,10 @@ def fit(namespace: str, out: str, name: str) -> dict[str, Any]:
                 return model
             policy = None if one.wrap is None else ModuleWrapPolicy(one.wrap)
             mixed = self.mixed_precision_config if one.precision != "32-true" else None
-            return FullyShardedDataParallel(model, auto_wrap_policy=policy, mixed_precision=mixed, **options)
+            model = FullyShardedDataParallel(model, auto_wrap_policy=policy, mixed_precision=mixed, **options)
+            if one.checkpointed:
+                apply_activation_checkpointing(model, check_fn=lambda part: isinstance(part, nn.Linear))
+            return model
 
     class Trained(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -236,14 +244,17 @@ def fit(namespace: str, out: str, name: str) -> dict[str, Any]:
     )  # fmt: skip
     with _broken(one, rank), _timed(one, rank):
         try:
-            trainer.fit(module, *_data(one))
+            trainer.fit(module, *_data(one)[: 1 if one.itself else 2])
         except ValueError as error:
             assert one.raises, error
     after = torch.rand(3)
     result = {
         "rng": after,
-        "weights": _weights(trainer, module, world > 1 and not one.fsdp2),
-        "left": [name for name in ("training_step", "manual_backward", "forward") if name in vars(module)]
+        # In the middle of a step, FSDP1 can't gather them.
+        "weights": [] if one.raises else _weights(trainer, module, world > 1 and not one.fsdp2),
+        # Lightning itself leaves `forward` on the module, as it was.
+        "left": [name for name in ("training_step", "manual_backward") if name in vars(module)]
+        + [name for part in module.modules() if (name := getattr(part.forward, "__name__", "")) != "forward"]
         + [str(hook) for part in module.modules() for hook in part._forward_hooks.values()],
         "files": sorted(path.name for path in folder.iterdir()) if folder.exists() else [],
     }
@@ -251,6 +262,10 @@ def fit(namespace: str, out: str, name: str) -> dict[str, Any]:
         again = report.record.scores
         if name == "layers":  # on demand, of the finished fit
             again = report.measure(trainer, module).scores
+            try:
+                report.measure(trainer, module, object())  # type: ignore[arg-type] # of whatever kind it would be
+            except ValueError as error:
+                result["refused"] = str(error)
         for key, scores in (("scores", report.record.scores), ("again", again)):
             result[key] = {f"{entry.name} {entry.family}": (entry.value, entry.control) for entry in scores}
         result |= {"notes": report.record.notes, "parameters": report.record.cost.parameters}
@@ -268,8 +283,8 @@ def _data(one: Fit) -> list[DataLoader[Any]]:
     else:
         x = torch.randn(BATCHES + ASKED, 16, VALUES, generator=generator)
         y = x[..., :CLASSES].argmax(-1)
-    share = 16 // world
-    own = [(a[rank * share :][:share], b[rank * share :][:share]) for a, b in zip(x, y, strict=True)][:BATCHES]
+    share, start = (8, 0) if one.itself else (16 // world, rank * 16 // world)  # those are asked about too
+    own = [(a[start:][:share], b[start:][:share]) for a, b in zip(x, y, strict=True)][:BATCHES]
     asked = [(a[rank * 8 :][:8], b[rank * 8 :][:8]) for a, b in zip(x, y, strict=True)][BATCHES:]
     return [DataLoader(Rows(rows), batch_size=None) for rows in (own, asked)]
 
@@ -292,6 +307,8 @@ def _broken(one: Fit, rank: int) -> Any:
         # A report makes recorders before and during the fit too: three of them.
         if attribute == "_recorder" and not args[1].trainer.state.finished and len(calls) < 4:
             return real(*args, **options)
+        if attribute == "weight_sparsity":
+            next(args[0])
         raise RuntimeError("no memory")
 
     return mock.patch.object(place_, attribute, fail)

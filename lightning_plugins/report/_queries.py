@@ -173,8 +173,9 @@ def ask(subject: Subject) -> tuple[Queries, list[Call]]:
         ignored = labels < 0
         mask = ~ignored if mask is None or mask.shape != ignored.shape else mask & ~ignored
         labels = labels.clamp(min=0)
+    inputs = torch.cat([row.inputs for row in rows]).cpu()
     queries = Queries(
-        inputs=torch.cat([row.inputs for row in rows]).cpu(),
+        inputs=inputs.float() if inputs.dtype in (torch.bfloat16, torch.float16) else inputs,  # as a strategy cast them
         logits=logits,
         labels=labels,
         mask=mask,

@@ -21,7 +21,7 @@ from legibility.lightning_plugins.report._measurement import Extent, Measurement
 from legibility.lightning_plugins.report._page_files import write_page
 from legibility.lightning_plugins.report._query_keeper import QueryKeeper
 from legibility.lightning_plugins.report._run_record import plain_hparams, plugins_of, record_path, run_record, terms_of
-from legibility.lightning_plugins.report._shards import Ranks
+from legibility.lightning_plugins.report._shards import Ranks, refuse_to_wrap_again
 from legibility.lightning_plugins.report._telling import cost_in_words, say, telling
 from legibility.lightning_plugins.report._wandb import announce_run, publish_record
 from legibility.lightning_plugins.report.choice._budget import Budget, Spent
@@ -261,10 +261,11 @@ class InterpretabilityReport(LegibilityCallback):
             The record, also in :attr:`record`; its file is :attr:`path`.
 
         Raises:
-            ValueError: Nothing to ask, or answers that can't be measured.
+            ValueError: Nothing to ask, answers that can't be measured, or a ``datamodule`` after a fit under FSDP1.
         """
         announce_run(trainer, self.arm, self.seed, self.recipe)
         if datamodule is not None:
+            refuse_to_wrap_again(pl_module)
             self._adopt(trainer)
             self._keeper = QueryKeeper(self.queries, self._recorder, self._name_model, self.concepts)
             trainer.validate(pl_module, datamodule=datamodule, verbose=False)

@@ -10,11 +10,28 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import torch.distributed as dist
+from torch import nn
+
+from legibility.lightning_plugins.foundation._sizes import outermost
+from legibility.scores._flat_weights import wraps_flat
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
 _Shared = TypeVar("_Shared")
+
+
+def refuse_to_wrap_again(pl_module: nn.Module) -> None:
+    """A validation run of its own would have Lightning wrap the module, which FSDP1 allows once.
+
+    Raises:
+        ValueError: It is wrapped.
+    """
+    if any(wraps_flat(module) for module in outermost(pl_module).modules()):
+        raise ValueError(
+            "`datamodule`: Lightning can't validate with a module that FSDPStrategy (FSDP1) has wrapped for a fit. Leave "
+            "it out, then what the fit kept is asked; or load the checkpoint into a new module and measure that."
+        )
 
 
 class OtherRankFailed(RuntimeError):
