@@ -134,13 +134,15 @@ class Fit:
 
 
 def _ours() -> list[Any]:
-    students = StudentLegibility(0.3, students=[MLPStudent(width=8)], model="net", warmup=0.0, summary=False, learning_rate=3e-2)
-    return [students, L1Sparsity(3.0, total_steps=BATCHES)]
+    # Smaller than the model, larger than rank 0's pieces of it.
+    student = MLPStudent(width=80, depth=1)
+    legibility = StudentLegibility(0.3, students=[student], model="net", warmup=0.0, summary=False, learning_rate=3e-2)
+    return [legibility, L1Sparsity(3.0, total_steps=BATCHES)]
 
 
 LAYERS: set[type[nn.Module]] = {Block, nn.Linear}
 FITTED: dict[str, Any] = {"model": "net", "taps": "net.blocks.0"}
-UNLIMITED: dict[str, Any] = {"budget_seconds": float("inf"), "held_out": "auto", "page": True}
+DEFAULT: dict[str, Any] = {"budget": 0.15, "held_out": "auto", "page": True, "passes": 4, "queries": 1024}
 WITHIN: dict[str, Any] = {"budget": 0.5, "held_out": "auto", "page": True}
 FITS = {
     "one vector": Fit(report=FITTED, others=_ours),
@@ -159,7 +161,8 @@ FITS = {
     "words, one vector": Fit(net=Words),
     "deeper": Fit(net=lambda: Around(Values()), wrap={Around, Block}, report={"model": "net.core"}),
     "itself": Fit(itself=True, report={}),
-    "found": Fit(report=UNLIMITED, wrap={Block}),
+    "found": Fit(report={**DEFAULT, "budget_seconds": float("inf"), "scores": "gini"}, wrap={Block}),
+    "default": Fit(report=DEFAULT, wrap={Block}),
     "bare": Fit(report=None, others=_ours, wrap={Block}),
     "low": Fit(report=FITTED, wrap={Block}, precision="bf16-mixed"),
     "time on rank 0": Fit(report={**WITHIN, "model": "net"}, seconds=(1e4, 0.0)),
@@ -237,7 +240,7 @@ def fit(namespace: str, out: str, name: str) -> dict[str, Any]:
     if world > 1 and not one.fsdp2:
         strategy = OnCPU(process_group_backend="gloo")
     elif one.fsdp2:
-        strategy = strategies.ModelParallelStrategy(process_group_backend="gloo")
+        strategy = strategies.ModelParallelStrategy(2, 1, process_group_backend="gloo")
     trainer = trainer_for(
         namespace, False, {}, callbacks=[*one.others(), *([] if report is None else [report])], devices=world,
         strategy=strategy, precision=one.precision,
@@ -252,15 +255,12 @@ def fit(namespace: str, out: str, name: str) -> dict[str, Any]:
         "rng": after,
         # In the middle of a step, FSDP1 can't gather them.
         "weights": [] if one.raises else _weights(trainer, module, world > 1 and not one.fsdp2),
-        # Lightning itself leaves `forward` on the module, as it was.
-        "left": [name for name in ("training_step", "manual_backward") if name in vars(module)]
-        + [name for part in module.modules() if (name := getattr(part.forward, "__name__", "")) != "forward"]
-        + [str(hook) for part in module.modules() for hook in part._forward_hooks.values()],
+        "left": _left(module),
         "files": sorted(path.name for path in folder.iterdir()) if folder.exists() else [],
     }
     if report is not None and report.record is not None:
         again = report.record.scores
-        if name == "layers":  # on demand, of the finished fit
+        if name == "layers" and world > 1:  # on demand, of the finished fit
             again = report.measure(trainer, module).scores
             try:
                 report.measure(trainer, module, object())  # type: ignore[arg-type] # of whatever kind it would be
@@ -271,6 +271,16 @@ def fit(namespace: str, out: str, name: str) -> dict[str, Any]:
         result |= {"notes": report.record.notes, "parameters": report.record.cost.parameters}
         result["reasons"] = {entry.name: entry.reason for entry in report.record.scores if entry.reason}
     return result
+
+
+def _left(module: nn.Module) -> list[str]:
+    """What is on the module that wasn't, beside what FSDP has there and the `forward` that Lightning gives back."""
+    found = [name for name in ("training_step", "manual_backward") if name in vars(module)]
+    found += [
+        str(part.forward) for part in module.modules() if getattr(part.forward, "__name__", "forward") != "forward"
+    ]
+    hooks = [str(hook) for part in module.modules() for hook in part._forward_hooks.values()]
+    return found + [hook for hook in hooks if "FSDP" not in hook]
 
 
 def _data(one: Fit) -> list[DataLoader[Any]]:

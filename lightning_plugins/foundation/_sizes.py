@@ -17,7 +17,8 @@ def outermost(pl_module: nn.Module) -> nn.Module:
 def whole_sizes(root: nn.Module) -> dict[int, int]:
     """Elements of each parameter below the root by its id: under FSDP1 of the whole one, not of this rank's piece.
 
-    The root must be what is outermost. Lazy parameters, which have no size yet, are left out.
+    Of a part of a model, the wrappers around it don't count, which have gathered it whenever it is called. Lazy parameters,
+    which have no size yet, are left out.
 
     Example:
         >>> layer = nn.Linear(3, 2)
@@ -30,8 +31,7 @@ def whole_sizes(root: nn.Module) -> dict[int, int]:
         if handle is not None:
             flat = handle.flat_param
             lengths = [shape.numel() for shape in flat._shapes]
-            if flat._params is None:  # `use_orig_params=False`: one vector instead of the parameters
-                sizes[id(flat)] = sum(lengths)
-            else:
-                sizes |= {id(p): length for p, length in zip(flat._params, lengths, strict=True)}
+            # Without names (`use_orig_params=False`) there is one vector instead of the parameters.
+            named = [(flat, sum(lengths))] if flat._params is None else zip(flat._params, lengths, strict=True)
+            sizes |= {id(p): length for p, length in named if id(p) in sizes}
     return sizes
