@@ -27,6 +27,7 @@ from two_in_scenarios import Rows, trainer_for
 
 from legibility.lightning_plugins import InterpretabilityReport, L1Sparsity, ModelPage, StudentLegibility
 from legibility.lightning_plugins.report import _cost, _imitation_scores, _measurement
+from legibility.scores._flat_weights import wraps_flat
 from legibility.students import MLPStudent
 
 BATCHES, ASKED = 20, 8
@@ -107,6 +108,7 @@ class Fit:
         wrap: Modules that have wrappers of their own.
         by_hand: They are wrapped in ``configure_model``, and nothing is around.
         checkpointed: Linear layers are checkpointed, by a wrapper of their own.
+        moved: A bias is another one in the end, where the outermost wrapper holds an older copy of it.
         itself: The LightningModule is the model that is asked.
         options: Of FSDP1.
         fsdp2: FSDP2 instead.
@@ -122,6 +124,7 @@ class Fit:
     wrap: set[type[nn.Module]] | None = None
     by_hand: bool = False
     checkpointed: bool = False
+    moved: bool = False
     itself: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     fsdp2: bool = False
@@ -155,7 +158,7 @@ FITS = {
         report=FITTED, others=_ours, wrap={Block}, options={"sharding_strategy": ShardingStrategy.NO_SHARD}
     ),
     "checkpointed": Fit(report=FITTED, others=_ours, wrap={Block}, checkpointed=True),
-    "by hand": Fit(report=FITTED, others=list, wrap={Values, Block}, by_hand=True),
+    "by hand": Fit(report=FITTED, moved=True, by_hand=True),
     "without names": Fit(report=FITTED, wrap={Block}, options={"use_orig_params": False}),
     "words": Fit(net=Words, wrap={Block}),
     "words, one vector": Fit(net=Words),
@@ -226,6 +229,11 @@ def fit(namespace: str, out: str, name: str) -> dict[str, Any]:
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             self.task(*batch)
 
+        def on_train_end(self) -> None:
+            if one.moved:
+                with torch.no_grad():
+                    self.net.first.bias.add_(1)
+
         def configure_optimizers(self) -> torch.optim.Optimizer:
             named = options["use_orig_params"]
             return torch.optim.Adam((self if named else self.trainer.model).parameters(), lr=1e-2)
@@ -255,7 +263,7 @@ def fit(namespace: str, out: str, name: str) -> dict[str, Any]:
         "rng": after,
         # In the middle of a step, FSDP1 can't gather them.
         "weights": [] if one.raises else _weights(trainer, module, world > 1 and not one.fsdp2),
-        "left": _left(module),
+        "left": _left(module, module if one.raises or report is None else trainer.strategy.model),
         "files": sorted(path.name for path in folder.iterdir()) if folder.exists() else [],
     }
     if report is not None and report.record is not None:
@@ -273,9 +281,15 @@ def fit(namespace: str, out: str, name: str) -> dict[str, Any]:
     return result
 
 
-def _left(module: nn.Module) -> list[str]:
+def _frees(wrapper: Any) -> bool:
+    handle = wrapper._handle
+    return handle is None or not handle.uses_sharded_strategy or bool(handle.needs_unshard())
+
+
+def _left(module: nn.Module, root: nn.Module) -> list[str]:
     """What is on the module that wasn't, beside what FSDP has there and the `forward` that Lightning gives back."""
     found = [name for name in ("training_step", "manual_backward") if name in vars(module)]
+    found += ["gathered weights" for part in root.modules() if wraps_flat(part) and not _frees(part)]
     found += [
         str(part.forward) for part in module.modules() if getattr(part.forward, "__name__", "forward") != "forward"
     ]

@@ -34,14 +34,17 @@ class Launched(dict[str, list[dict[str, Any]]]):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._folder = folder
+        self._begun: set[str] = set()
 
     def __missing__(self, name: str) -> list[dict[str, Any]]:
         if FITS[name].fsdp2 and torch.__version__ < "2.6":
             pytest.skip("before torch 2.6, FSDP2 does not run on a CPU: it needs CUDA's streams")
-        names = QUICK if name in QUICK else [n for n in FITS if n not in QUICK]
-        names = [n for n in names if not FITS[n].fsdp2 or torch.__version__ >= "2.6"]
-        namespace = "pytorch_lightning" if names is QUICK else "lightning.pytorch"
+        quick = name in QUICK
+        namespace = "pytorch_lightning" if quick else "lightning.pytorch"
+        names = [n for n in FITS if (n in QUICK) is quick and (not FITS[n].fsdp2 or torch.__version__ >= "2.6")]
         pytest.importorskip(namespace)
+        assert namespace not in self._begun, "the launch failed"
+        self._begun.add(namespace)
         both = two(PROGRAM, namespace, self._folder / namespace, *names)
         self.update({each: [rank[each] for rank in both] for each in names})
         return self[name]
