@@ -16,8 +16,6 @@ def wraps_flat(module: nn.Module) -> bool:
 class FlatWeights:
     """The wrappers of FSDP1 in a tree of modules. Without any, everything is whole already, and nothing is done.
 
-    Only one wrapper's weights are whole at a time, beside those of the module that they are needed for.
-
     Args:
         root: The tree, from the outermost wrapper on: a module doesn't know what is around it.
     """

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
-from two_in_scenarios import Rows, trainer_for
+from two_in_scenarios import Rows, shard, trainer_for
 
 from legibility.lightning_plugins import InterpretabilityReport, L1Sparsity, ModelPage, StudentLegibility
 from legibility.lightning_plugins.report import _cost, _imitation_scores, _measurement
@@ -55,6 +55,7 @@ class Values(nn.Module):
         super().__init__()
         self.first, self.head = nn.Linear(VALUES, 16), nn.Linear(16, CLASSES)
         self.blocks = nn.Sequential(Block(16), Block(16))
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,7 +203,7 @@ def fit(namespace: str, out: str, name: str) -> dict[str, Any]:
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
-            self.net = one.net()
+            self.net: Any = one.net()
 
         def configure_model(self) -> None:
             if one.by_hand and world > 1:
@@ -210,9 +211,7 @@ def fit(namespace: str, out: str, name: str) -> dict[str, Any]:
                     self.net.blocks[block] = FullyShardedDataParallel(self.net.blocks[block], **options)
                 self.net = FullyShardedDataParallel(self.net, **options)
             if one.fsdp2:
-                from two_in_scenarios import fully_shard
-
-                fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+                shard(self, self.net)
 
         def forward(self, x: Tensor) -> Any:
             return self.net(x)
@@ -288,7 +287,7 @@ def _frees(wrapper: Any) -> bool:
 
 def _left(module: nn.Module, root: nn.Module) -> list[str]:
     """What is on the module that wasn't, beside what FSDP has there and the `forward` that Lightning gives back."""
-    found = [name for name in ("training_step", "manual_backward") if name in vars(module)]
+    found: list[str] = [name for name in ("training_step", "manual_backward") if name in vars(module)]
     found += ["gathered weights" for part in root.modules() if wraps_flat(part) and not _frees(part)]
     found += [
         str(part.forward) for part in module.modules() if getattr(part.forward, "__name__", "forward") != "forward"
@@ -341,7 +340,7 @@ def _broken(one: Fit, rank: int) -> Any:
 def _timed(one: Fit, rank: int) -> Any:
     if one.seconds is None:
         return nullcontext()
-    return mock.patch.object(_cost.Clock, "since_start", lambda self: one.seconds[rank])  # type: ignore[index]
+    return mock.patch.object(_cost.Clock, "since_start", lambda self: one.seconds[rank])
 
 
 def main(namespace: str, out: str, *names: str) -> None:

@@ -15,7 +15,7 @@ def candidates(modules: dict[str, nn.Module]) -> list[str]:
     if any(nn.parameter.is_lazy(parameter) for parameter in parameters):
         return [name for name, module in modules.items() if not isinstance(module, torch.jit.ScriptModule)]
     sizes = whole_sizes(outermost(modules[""]))
-    trainable = {id(p): sizes[id(p)] for p in parameters if p.requires_grad}
+    trainable = {id(p): sizes.get(id(p), p.numel()) for p in parameters if p.requires_grad}
     held = _held_by_optimizers(modules[""])
     # A target network may require gradients that nobody uses.
     trainable = {key: size for key, size in trainable.items() if key in held} or trainable

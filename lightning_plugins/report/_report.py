@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,8 +52,7 @@ class InterpretabilityReport(LegibilityCallback):
     that takes (the rest then has 2 %): name them where runs are to be compared, as the recipes do.
 
     Under DDP rank 0 measures and the others wait. Under FSDP, FSDP2 and tensor parallelism all ranks measure in step, each
-    with its shards, and rank 0 writes; :meth:`measure` must be called on all ranks then. Scores that need a copy of the
-    whole model say so there.
+    with its shards, and rank 0 writes: call :meth:`measure` on all ranks. Scores that need a copy of the model say so.
 
     Every entry carries its control and whether it was trained on. What can't be measured is in the record with the
     reason. Scores are logged as ``legibility/score/<name>`` to every logger of the trainer; a WandbLogger also gets
@@ -335,9 +333,7 @@ class InterpretabilityReport(LegibilityCallback):
         start: float,
     ) -> Measurement:
         shown, ranks = telling(self.progress and trainer.is_global_zero), Ranks(trainer)
-        # FSDP1 leaves its pieces where they are, and can't have them moved.
-        there = nullcontext() if ranks.flat else on_device(pl_module, trainer.strategy.root_device)
-        with ranks.in_step(), there, shown as (progress, aloud):
+        with ranks.in_step(), on_device(pl_module, trainer.strategy.root_device), shown as (progress, aloud):
             recorder = partial(self._recorder, pl_module, taps=True)
             subject = finished_model(trainer, pl_module, ranks, self._keeper.kept, recorder)
             spent = Spent(self.budget, fit_seconds, start, page=self.page is not None)
