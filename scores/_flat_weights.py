@@ -55,12 +55,10 @@ class FlatWeights:
 
     def each(self, module: nn.Module) -> Generator[list[nn.Parameter]]:
         """The module's parameters, whole until the next ones are asked for. All ranks must ask."""
-        seen: set[int] = set()
         for holder in dict.fromkeys(self._holders.get(part) for part in module.modules()):
             with self._opened([] if holder is None else [holder]):
                 parts = [part for part in module.modules() if self._holders.get(part) is holder]
-                here = {id(p): p for part in parts for p in part.parameters(recurse=False) if id(p) not in seen}
-                seen |= here.keys()
+                here = {id(p): p for part in parts for p in part.parameters(recurse=False)}
                 yield list(here.values())
 
     @contextmanager

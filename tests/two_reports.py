@@ -6,6 +6,7 @@ Lightning refuses its FSDPStrategy without a GPU, but not somebody's own; PyTorc
 """
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -77,9 +78,9 @@ class Words(nn.Module):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Embedding, nn.Linear)):
             nn.init.normal_(module.weight, 0.0, 0.1)
-        if isinstance(module, Block):
-            nn.init.constant_(module.down.weight[:8], 0.01)
-            nn.init.uniform_(module.gain)
+        if hasattr(module, "gain"):  # as has what wraps a block
+            nn.init.constant_(module.down.weight[:8], 0.01)  # type: ignore[union-attr, index]
+            nn.init.uniform_(module.gain)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits at each position."""
@@ -289,9 +290,7 @@ def _left(module: nn.Module, root: nn.Module) -> list[str]:
     """What is on the module that wasn't, beside what FSDP has there and the `forward` that Lightning gives back."""
     found: list[str] = [name for name in ("training_step", "manual_backward") if name in vars(module)]
     found += ["gathered weights" for part in root.modules() if wraps_flat(part) and not _frees(part)]
-    found += [
-        str(part.forward) for part in module.modules() if getattr(part.forward, "__name__", "forward") != "forward"
-    ]
+    found += ["forward" for part in module.modules() if not inspect.ismethod(part.forward)]
     hooks = [str(hook) for part in module.modules() for hook in part._forward_hooks.values()]
     return found + [hook for hook in hooks if "FSDP" not in hook]
 
