@@ -174,6 +174,7 @@ FITS = {
     "time on rank 1": Fit(report={**WITHIN, "model": "net"}, seconds=(0.0, 1e4)),
     "fails early": Fit(fails=(InterpretabilityReport, "_recorder")),
     "fails": Fit(fails=(_imitation_scores.Families, "fit")),
+    "fails before an untrained model": Fit(fails=(_imitation_scores.Families, "chosen")),
     "fails while weights are whole": Fit(fails=(_measurement, "weight_sparsity"), wrap={Block}),
     "fails late": Fit(fails=(_measurement, "collect")),
     "fails, FSDP2": Fit(fails=(_imitation_scores.Families, "fit"), fsdp2=True),
