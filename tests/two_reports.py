@@ -110,6 +110,7 @@ class Fit:
         wrap: Modules that have wrappers of their own.
         by_hand: They are wrapped in ``configure_model``, and nothing is around.
         checkpointed: Linear layers are checkpointed, by a wrapper of their own.
+        beside: Another trained part, smaller than the model, of which rank 1 holds more.
         moved: A bias is another one in the end, where the outermost wrapper holds an older copy of it.
         itself: The LightningModule is the model that is asked.
         options: Of FSDP1.
@@ -126,6 +127,7 @@ class Fit:
     wrap: set[type[nn.Module]] | None = None
     by_hand: bool = False
     checkpointed: bool = False
+    beside: bool = False
     moved: bool = False
     itself: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -166,7 +168,7 @@ FITS = {
     "words, one vector": Fit(net=Words),
     "deeper": Fit(net=lambda: Around(Values()), wrap={Around, Block}, report={"model": "net.core"}),
     "itself": Fit(itself=True, report={}),
-    "found": Fit(report={**DEFAULT, "budget_seconds": float("inf"), "scores": "gini"}, wrap={Block}),
+    "found": Fit(report={**DEFAULT, "budget_seconds": float("inf"), "scores": "gini"}, beside=True),
     "default": Fit(report=DEFAULT, wrap={Block}),
     "bare": Fit(report=None, others=_ours, wrap={Block}),
     "low": Fit(report=FITTED, wrap={Block}, precision="bf16-mixed"),
@@ -206,6 +208,7 @@ def fit(namespace: str, out: str, name: str) -> dict[str, Any]:
             super().__init__()
             torch.manual_seed(0)
             self.net: Any = one.net()
+            self.beside = nn.Linear(VALUES, 110) if one.beside else None
 
         def configure_model(self) -> None:
             if one.by_hand and world > 1:
@@ -225,7 +228,8 @@ def fit(namespace: str, out: str, name: str) -> dict[str, Any]:
 
         def task(self, x: Tensor, y: Tensor) -> Tensor:
             said = self(x) if one.itself else self.net(x)
-            return cross_entropy(said.flatten(0, -2), y.flatten())
+            loss = cross_entropy(said.flatten(0, -2), y.flatten())
+            return loss if self.beside is None else loss + self.beside(x).square().mean()
 
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             self.task(*batch)
