@@ -363,9 +363,9 @@ def test_a_model_that_is_the_module_itself_is_copied_without_its_trainer(
 def test_what_is_spread_over_ranks_says_so(
     pl: Any, trainer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from legibility.lightning_plugins.report import _finished
+    from legibility.lightning_plugins.report._queries import Subject
 
-    monkeypatch.setattr(_finished, "in_step", lambda trainer: True)
+    monkeypatch.setattr(Subject, "sharded", True)
     plugin = report(tmp_path, scores="*", page=True)
     trainer(plugin).fit(make_module(pl), loader(64), loader(64))
     assert "spread over ranks" in entry(plugin.record, "circuit_nodes").reason
