@@ -13,15 +13,17 @@ import torch
 from tiny import loader
 
 
-def two(program: Path, namespace: str, out: Path, *arguments: str, gpus: bool = False) -> list[dict[str, Any]]:
-    """Runs `program NAMESPACE OUT ARGUMENTS` on two ranks; returns what each saved as OUT-2-RANK.pt."""
+def two(
+    program: Path, namespace: str, out: Path, *arguments: str, gpus: bool = False, world: int = 2
+) -> list[dict[str, Any]]:
+    """Runs `program NAMESPACE OUT ARGUMENTS` on two ranks, or more; returns what each saved as OUT-WORLD-RANK.pt."""
     port = _free_port()
     path = os.pathsep.join(filter(None, [str(program.parent), os.environ.get("PYTHONPATH")]))
     base = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
     processes = []
-    for rank in range(2):
+    for rank in range(world):
         ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-        ranks |= {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        ranks |= {"WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
         command = [sys.executable, str(program), namespace, str(out), *arguments]
         processes.append(
             subprocess.Popen(command, env=base | ranks, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -33,7 +35,7 @@ def two(program: Path, namespace: str, out: Path, *arguments: str, gpus: bool = 
     finally:
         for process in processes:
             process.kill()  # one that waits for the other's death would wait for half an hour
-    return [torch.load(f"{out}-2-{rank}.pt", weights_only=True) for rank in range(2)]
+    return [torch.load(f"{out}-{world}-{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 def _free_port() -> int:
@@ -50,9 +52,14 @@ def place() -> tuple[int, int]:
     return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def part_of_each_batch(batches: int) -> tuple[list[Any], int]:
-    """This rank's rows of the same global batches of 16, and how many of each batch they are."""
-    world, rank = place()
+def part_of_each_batch(batches: int, together: int = 1) -> tuple[list[Any], int]:
+    """This rank's rows of the same global batches of 16, and how many of each batch they are.
+
+    Args:
+        batches: How many.
+        together: Of so many ranks in a row each gets the same rows.
+    """
+    world, rank = (number // together for number in place()) if place()[0] > 1 else (1, 0)
     data = loader(rows=batches * 16, batch_size=1).dataset
     share = 16 // world
     starts = range(rank * share, batches * 16, 16)

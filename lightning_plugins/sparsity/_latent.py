@@ -5,13 +5,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from legibility.lightning_plugins.sparsity._layout import Layout
 from legibility.losses import in_pieces
 
 
-def beneath(weight: Tensor, kept: Tensor | None) -> Tensor:
-    """What is kept for a weight, at least in float32: nothing yet, or that of a checkpoint, wherever it was loaded to."""
-    empty = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32), requires_grad=False)
-    return empty if kept is None else kept.to(empty)
+def beneath(weight: Tensor, kept: Tensor | None, layout: Layout | None) -> Tensor:
+    """What is kept for a weight, at least in float32: nothing yet, or that of a checkpoint, wherever it was loaded to.
+
+    Args:
+        weight: A whole one, or this rank's piece.
+        kept: Of the whole weight.
+        layout: Of a sharded one.
+    """
+    empty = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+    if kept is None:
+        return empty
+    kept = kept.to(empty)
+    return empty.copy_(kept if layout is None else layout.part(kept))
 
 
 def settle(weight: Tensor, rest: Tensor, cut: Callable[[Tensor], Tensor]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -15,12 +16,15 @@ from legibility.lightning_plugins.foundation._callback import (
     total_steps,
 )
 from legibility.lightning_plugins.sparsity._flat_pieces import Cut, cuts, why_not, with_gradient
+from legibility.lightning_plugins.sparsity._latent import beneath
+from legibility.lightning_plugins.sparsity._layout import Layout, layout_of
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weights import (
     embedding_weights,
-    exact_zeros,
+    local,
     penalisable_weights,
     rows_without_gradient,
+    summed,
     target_weights,
 )
 
@@ -90,6 +94,7 @@ class WeightStep(LegibilityCallback):
         self._peak: dict[str, float] = {}
         self._memory: dict[str, float] = {}
         self._tensors: dict[str, Tensor] = {}
+        self._layouts: dict[str, Layout] = {}
 
     def _begin(self, trainer: "Trainer", fresh: bool) -> None:
         """Everything is restored: remember what the first step needs, unless the fit is resumed (not fresh)."""
@@ -118,17 +123,7 @@ class WeightStep(LegibilityCallback):
         idle = not self.active and (hidden is not None or not penalisable_weights(root))
         self._weights = {} if idle else target_weights(root, self.targets, self.exclude)
         self._embeddings = embedding_weights(root)
-        if self.active:
-            self._refuse_cut_embeddings()
         self._reset()
-
-    def _refuse_cut_embeddings(self) -> None:
-        for name, weight in self._weights.items():
-            if id(weight) in self._cuts and id(weight) in self._embeddings:
-                raise ValueError(
-                    f"`targets`: {name}, an embedding, needs rows, and FSDPStrategy (FSDP1) keeps flat pieces of weights, "
-                    "which cut them. Use ModelParallelStrategy (FSDP2), whose weights keep their shape."
-                )
 
     def _seen(self, parameter: nn.Parameter) -> Tensor:
         """The data of a weight; of one that is sharded, a DTensor."""
@@ -138,6 +133,18 @@ class WeightStep(LegibilityCallback):
     def _data(self) -> dict[str, Tensor]:
         """All targets as :meth:`_seen`."""
         return {name: self._seen(parameter) for name, parameter in self._weights.items()}
+
+    def _layout(self, parameter: nn.Parameter) -> Layout | None:
+        """How a weight is sharded, if it is."""
+        return layout_of(parameter, self._cuts.get(id(parameter)))
+
+    def _keep_beneath(self) -> None:
+        """For each target, in ``_tensors``, what thresholds have taken of it (of what this rank holds)."""
+        for name, weight in self._data().items():
+            key, layout = f"taken.{name}", self._layout(self._weights[name])
+            self._tensors[key] = beneath(local(weight), self._tensors.get(key), layout)
+            if layout is not None:
+                self._layouts[key] = layout
 
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Everything is restored and the number of steps is known: hooks the optimizers.
@@ -193,11 +200,14 @@ class WeightStep(LegibilityCallback):
     def zero_share(self) -> Tensor:
         """The share of exact zeros among the targets; under a sharded strategy all ranks must ask."""
         weights = self._data().values()
-        zeros = sum(exact_zeros(weight) for weight in weights)
+        zeros = sum(summed(weight == 0) for weight in weights)
         return torch.as_tensor(zeros) / sum(weight.numel() for weight in weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and tensors, so that a resumed fit goes on exactly."""
+        """Plain numbers and whole tensors, so that a resumed fit goes on exactly; with sharded weights all ranks must ask.
+
+        Tensors that are put together from all ranks' pieces come to rank 0 alone, which writes checkpoints.
+        """
         if self._start is None:
             return {}
         kept = {
@@ -207,8 +217,21 @@ class WeightStep(LegibilityCallback):
             "peak": self._peak,
             "memory": self._memory,
         }
-        tensors = {"tensors": {name: tensor.clone() for name, tensor in self._tensors.items()}} if self._tensors else {}
+        whole = {key: self._whole(key, tensor) for key, tensor in self._tensors.items()}
+        tensors = {"tensors": {key: tensor for key, tensor in whole.items() if tensor is not None}} if whole else {}
         return {key: dict(value) if isinstance(value, dict) else value for key, value in kept.items()} | tensors
+
+    def _whole(self, key: str, tensor: Tensor) -> Tensor | None:
+        layout = self._layouts.get(key)
+        if layout is None:
+            return tensor.clone()
+        whole = layout.whole(tensor)  # by all ranks
+        return whole.cpu() if dist.get_rank() == 0 else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without pieces of sharded tensors, which are nothing without the other ranks."""
+        here = {key: tensor for key, tensor in self._tensors.items() if key not in self._layouts}
+        return super().__getstate__() | {"_layouts": {}, "_tensors": here}
 
     def on_validation_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Looks where the trained weights are zero, before averages may take their place."""
@@ -281,10 +304,10 @@ class WeightStep(LegibilityCallback):
                         weight.masked_fill_(self._zeros[name], 0.0)
                 else:
                     rare = [s for s in stepped if id(s.parameter) in self._embeddings]
-                    before = [(s.weight, *rows_without_gradient(s.parameter)) for s in rare]
+                    before = [rows_without_gradient(s.parameter, self._cuts.get(id(s.parameter))) for s in rare]
                     self._move(stepped, optimizer, min(done, self._penalised - 1))
-                    for weight, rows, kept in before:
-                        weight[rows] = kept
+                    for one, (rows, kept) in zip(rare, before, strict=True):
+                        local(one.weight)[rows] = kept
                 self._done[index], self._latest = done + 1, {}
                 if self.heal > 0 and done + 1 == self._penalised:
                     self._freeze(optimizer)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -160,23 +160,33 @@ def local(weight: Tensor) -> Tensor:
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
-def exact_zeros(weight: Tensor) -> Tensor:
-    """The number of exact zeros of a whole weight; of one that is sharded, all ranks must ask."""
-    zeros = (weight.detach() == 0).sum()
-    return zeros.full_tensor() if isinstance(zeros, DTensor) else zeros
+def summed(weight: Tensor) -> Tensor:
+    """The sum of a whole weight; of one that is sharded, all ranks must ask."""
+    total = weight.sum()
+    return total.full_tensor() if isinstance(total, DTensor) else total
 
 
-def rows_without_gradient(parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
-    """Which rows of an embedding's weight this step's batch did not ask for, and what they hold.
+def rows_without_gradient(parameter: nn.Parameter, cut: Cut | None = None) -> tuple[Tensor, Tensor]:
+    """Where an embedding's weight has rows that this step's batch did not ask for, and what they hold.
 
-    Rare tokens would otherwise be pulled to zero by steps in which they had no say.
+    Rare tokens would otherwise be pulled to zero by steps in which they had no say. Of a sharded weight all ranks must ask;
+    each gets what is to be kept of its own piece.
     """
-    gradient = parameter.grad
-    if gradient is None:
-        return torch.zeros(0, dtype=torch.long), parameter.detach()[:0]
-    if gradient.is_sparse:
-        rows = torch.ones(len(parameter), dtype=torch.bool, device=parameter.device)
+    gradient, held = parameter.grad, local(parameter.detach())
+    others = tuple(range(1, parameter.ndim if cut is None else len(cut.shape)))
+    if cut is not None:
+        block = cut.block(held.new_zeros(held.shape) if gradient is None else gradient)
+        asked = cut.total(block.abs().sum(others), 0) > 0
+        rows = cut.part(~asked.view(-1, *(1 for _ in others)))
+    elif gradient is None:
+        rows = torch.zeros(len(held), dtype=torch.bool, device=held.device)
+    elif gradient.is_sparse:
+        rows = torch.ones(len(held), dtype=torch.bool, device=held.device)
         rows[gradient.coalesce().indices()[0]] = False
     else:
-        rows = gradient.abs().sum(tuple(range(1, gradient.ndim))) == 0
-    return rows, parameter.detach()[rows].clone()
+        sums = gradient.abs().sum(others)
+        if isinstance(sums, DTensor):  # columns may be on other ranks
+            whole = [Replicate() if placement.is_partial() else placement for placement in sums.placements]
+            sums = sums.redistribute(placements=whole).to_local()
+        rows = sums == 0
+    return rows, held[rows].clone()
