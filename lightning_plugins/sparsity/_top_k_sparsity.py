@@ -184,8 +184,9 @@ def _weaker_of_fours(weight: Tensor) -> Tensor:
 
 def _spread(weight: Tensor) -> list[tuple[DeviceMesh, int]]:
     """The meshes' dimensions over which a weight is cut; none of one that each rank holds whole."""
-    cut = enumerate(weight.placements) if isinstance(weight, DTensor) else ()
-    return [(weight.device_mesh, dimension) for dimension, placement in cut if not placement.is_replicate()]
+    if not isinstance(weight, DTensor):
+        return []
+    return [(weight.device_mesh, i) for i, placement in enumerate(weight.placements) if not placement.is_replicate()]
 
 
 def _total(weight: Tensor) -> Callable[[Tensor], Tensor] | None:
