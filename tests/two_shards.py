@@ -121,7 +121,7 @@ def main(namespace: str, out: str, which: str, how: str = "whole") -> None:
         module.__class__ = Sharded
         student = MLPStudent(width=16, depth=1)
         legibility = StudentLegibility(
-            0.7, students=[student], warmup=0.0, summary=False, taps="net.0", learning_rate=3e-2
+            0.7, students=[student], warmup=0.0, summary=False, taps="net.2", learning_rate=3e-2
         )
         strategy: Any = "auto"
         if world > 1 and flat:

@@ -105,7 +105,9 @@ def test_a_static_graph_with_accumulation_fails_in_torch_with_and_without_studen
 
 def test_activations_that_ranks_have_parts_of_are_refused(ranks: Launched) -> None:
     for rank in ranks["tensor parallel: parts"]:
-        assert rank["said"].startswith("`taps` = 'net.trunk.0': the ranks of tensor parallelism don't see the same numbers")
+        assert rank["said"].startswith(
+            "`taps` = 'net.trunk.0': the ranks of tensor parallelism don't see the same numbers"
+        )
 
 
 def test_fsdp1_does_what_is_written_out(ranks: Launched) -> None:
