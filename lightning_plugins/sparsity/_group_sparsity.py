@@ -153,6 +153,7 @@ class GroupSparsity(PenaltyStep):
             for units in self._units:
                 mean = units.lengths().square().mean() / units.size
                 self._memory[f"rms.{units.name}"] = float(mean.sqrt())
+        self._keep_rounding()
         super()._begin(trainer, fresh)
 
     def _move(self, stepped: Sequence[Stepped], optimizer: Optimizer, step: int) -> None:
@@ -163,9 +164,16 @@ class GroupSparsity(PenaltyStep):
                 continue
             size = self._memory[f"rms.{units.name}"]
             each = self._threshold(self._budget[units.name], size, first.pace, step)
-            each = self._collected(units.name, first.weight.dtype, size, each)
             if each > 0:
-                _shorten(units, each * units.size**0.5, skipped(optimizer, first.weight.device))
+                self._shorten(units, each * units.size**0.5, skipped(optimizer, first.weight.device))
+
+    def _shorten(self, units: Units, by: float, skip: Tensor | None) -> None:
+        lengths = units.lengths()
+        left = soft_threshold(lengths, by if skip is None else by * (1 - skip))
+        # A length of 0 keeps nothing: 0 / 1 instead of 0 / 0.
+        factors = left / lengths.masked_fill(lengths == 0, 1.0)
+        for piece in units.pieces:
+            piece.scale(factors, self._rounding(piece.name))
 
     def _dead(self) -> Tensor:
         dead = [(units.lengths() == 0).sum() for units in self._units]
@@ -180,15 +188,6 @@ class GroupSparsity(PenaltyStep):
     def _uninstall(self) -> None:
         super()._uninstall()
         self._units = []
-
-
-def _shorten(units: Units, by: float, skip: Tensor | None) -> None:
-    lengths = units.lengths()
-    left = soft_threshold(lengths, by if skip is None else by * (1 - skip))
-    # A length of 0 keeps nothing: 0 / 1 instead of 0 / 0.
-    factors = left / lengths.masked_fill(lengths == 0, 1.0)
-    for piece in units.pieces:
-        piece.scale(factors)
 
 
 def _matches(name: str, patterns: str | Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from legibility.lightning_plugins.sparsity._latent import settle
+from legibility.lightning_plugins.sparsity._latent import settle, settle_rounded
 from legibility.lightning_plugins.sparsity._penalty_step import PenaltyStep
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weight_step import Stepped, skipped
@@ -67,7 +67,8 @@ class L1Sparsity(PenaltyStep):
     Logs ``legibility/l1/zeros`` (share of exact zeros among the targets), ``legibility/l1/strength`` and, with a goal,
     ``legibility/l1/factor``.
 
-    Weights in bfloat16 or float16 collect their thresholds until they are large enough to round to anything.
+    Of weights in bfloat16 or float16 what rounding takes is kept, one more float32 tensor for each: most steps alone would
+    round to nothing.
     Weight decay on the same weights fights for the same end: see :class:`L1InsteadOfL2`.
 
     Example:
@@ -126,10 +127,12 @@ class L1Sparsity(PenaltyStep):
             for name, weight in self._data().items():
                 self._memory[f"rms.{name}"] = float(root_mean_square(weight))
         if self.latent:
-            self._keep_beneath()
+            self._keep("taken", self._weights)
             for name in self._weights:
                 taken = self._tensors[f"taken.{name}"]
                 self._tensors[f"total.{name}"] = self._tensors.get(f"total.{name}", taken.new_zeros(())).to(taken)
+        else:
+            self._keep_rounding()
         super()._begin(trainer, fresh)
 
     def _move(self, stepped: Sequence[Stepped], optimizer: Optimizer, step: int) -> None:
@@ -139,7 +142,6 @@ class L1Sparsity(PenaltyStep):
             if self.latent:
                 self._shrink_latent(one, size, threshold, skipped(optimizer, one.weight.device))
                 continue
-            threshold = self._collected(one.name, one.weight.dtype, size, threshold)
             if threshold > 0:
                 self._shrink(one, size, threshold, optimizer)
 
@@ -159,12 +161,15 @@ class L1Sparsity(PenaltyStep):
         if moment is not None and self.preconditioned is not None:
             roots = moment.to(torch.float32).sqrt()
             mean = summed(roots) / roots.numel()
-            root, held = local(roots), local(one.weight)
+            root = local(roots)
             # Where nothing has a gradient yet, all are equal: 1.
             factor = torch.where(mean > 0, mean / root.clamp(min=self.preconditioned * mean), 1.0)
-            held.copy_(self._proximal(held, threshold * factor, size))
+            threshold = threshold * factor
+        held, rounding, whole = local(one.weight), self._rounding(one.name), moment is not None
+        if rounding is not None:
+            settle_rounded(held, rounding, lambda exact: self._proximal(exact, threshold, size), whole=whole)
             return
-        for piece in in_pieces(local(one.weight)):
+        for piece in [held] if whole else in_pieces(held):
             piece.copy_(self._proximal(piece, threshold, size))
 
     def _moment(self, one: Stepped, optimizer: Optimizer) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Latent weights: what a threshold takes is kept beneath it, and what is learnt there adds up until it passes."""
+"""What is kept beneath a weight, in higher precision: what a threshold took (latent weights), or what rounding did."""
 
 from collections.abc import Callable
 
@@ -29,4 +29,23 @@ def settle(weight: Tensor, rest: Tensor, cut: Callable[[Tensor], Tensor]) -> Non
     for above, below in zip(in_pieces(weight), in_pieces(rest), strict=True):
         below += above
         above.copy_(cut(below))
+        below -= above
+
+
+def settle_rounded(weight: Tensor, rest: Tensor, cut: Callable[[Tensor], Tensor], *, whole: bool = False) -> None:
+    """Cuts a weight of low precision: ``weight`` becomes the cut one, rounded, and ``rest`` keeps what rounding took.
+
+    Steps that are too small to round to anything add up so.
+
+    Args:
+        weight: Changed in place.
+        rest: Of the same shape, in higher precision; changed in place.
+        cut: The step.
+        whole: It needs all of the weight at once.
+    """
+    pieces = ([weight], [rest]) if whole else (in_pieces(weight), in_pieces(rest))
+    for above, below in zip(*pieces, strict=True):
+        below += above
+        below.copy_(cut(below))
+        above.copy_(below)
         below -= above

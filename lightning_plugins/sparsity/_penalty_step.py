@@ -15,6 +15,8 @@ from legibility.lightning_plugins.sparsity._weight_step import WeightStep
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
+_HALF = (torch.bfloat16, torch.float16)
+
 
 class PenaltyStep(WeightStep):
     """Base of the callbacks whose strength is a budget, or follows a goal by dual ascent.
@@ -103,15 +105,13 @@ class PenaltyStep(WeightStep):
         factor = level if self._ascent is None else level * self._ascent.factor
         return budget * size * factor * (pace if self.follow_rate else 1.0)
 
-    def _collected(self, name: str, dtype: torch.dtype, size: float, threshold: float) -> float:
-        """In half precision the thresholds since the last move, once they exceed what the dtype tells apart; else 0."""
-        if dtype not in (torch.bfloat16, torch.float16):
-            return threshold
-        key = f"collected.{name}"
-        collected = self._memory.get(key, 0.0) + threshold
-        enough = collected >= 4 * torch.finfo(dtype).eps * size
-        self._memory[key] = 0.0 if enough else collected
-        return collected if enough else 0.0
+    def _keep_rounding(self) -> None:
+        """In half precision most steps would round to nothing: what rounding takes is kept for each target."""
+        self._keep("rounded", [name for name, weight in self._weights.items() if weight.dtype in _HALF])
+
+    def _rounding(self, name: str) -> Tensor | None:
+        """What was kept of a target, for what this rank holds of it; None in full precision."""
+        return self._tensors.get(f"rounded.{name}")
 
 
 def _ascent(

@@ -127,7 +127,7 @@ class TopKSparsity(WeightStep):
         if self.scope == "2:4" and odd:
             raise ValueError(f'`scope` = "2:4" needs matrices of 4 n columns, not {odd[0]}: leave it out by `exclude`.')
         if self.latent:
-            self._keep_beneath()
+            self._keep("taken", self._weights)
 
     @property
     def strengths(self) -> dict[str, float]:

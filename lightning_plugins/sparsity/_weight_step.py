@@ -1,6 +1,6 @@
 """What all callbacks share that change weights after the optimizer's step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -138,11 +138,11 @@ class WeightStep(LegibilityCallback):
         """How a weight is sharded, if it is."""
         return layout_of(parameter, self._cuts.get(id(parameter)))
 
-    def _keep_beneath(self) -> None:
-        """For each target, in ``_tensors``, what thresholds have taken of it (of what this rank holds)."""
-        for name, weight in self._data().items():
-            key, layout = f"taken.{name}", self._layout(self._weights[name])
-            self._tensors[key] = beneath(local(weight), self._tensors.get(key), layout)
+    def _keep(self, what: str, names: Iterable[str]) -> None:
+        """For each of some targets a tensor in ``_tensors``, of the shape of what this rank holds of it."""
+        for name in names:
+            key, layout = f"{what}.{name}", self._layout(self._weights[name])
+            self._tensors[key] = beneath(local(self._seen(self._weights[name])), self._tensors.get(key), layout)
             if layout is not None:
                 self._layouts[key] = layout
 
