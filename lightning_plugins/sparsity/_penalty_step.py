@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from legibility.lightning_plugins.foundation._callback import check_positive, check_share, check_strength
@@ -15,6 +16,7 @@ from legibility.lightning_plugins.sparsity._weight_step import WeightStep
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
+_MISSED = 0.02  # how far from a goal for the sparsity a fit may end without a word
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -41,6 +43,8 @@ class PenaltyStep(WeightStep):
     ) -> None:
         self._ascent = _ascent(strength, sparsity, loss_budget, monitor)
         budgets = strength if isinstance(strength, Mapping) else {"*": 1.0 if strength is None else strength}
+        if not budgets:
+            raise ValueError("`strength` is an empty mapping: give a budget for each pattern, or one number.")
         self.budgets = {pattern: check_strength(budget, "strength") for pattern, budget in budgets.items()}
         if isinstance(strength, Mapping):
             if targets != "*":
@@ -49,6 +53,7 @@ class PenaltyStep(WeightStep):
         super().__init__(targets, exclude, schedule or Schedule(), heal, total_steps)
         self.follow_rate = follow_rate
         self.monitor = monitor
+        self._missed = False
 
     @property
     def strength(self) -> float:
@@ -95,6 +100,36 @@ class PenaltyStep(WeightStep):
             reached = trainer.strategy.reduce(torch.as_tensor(reached, dtype=torch.float32), reduce_op="mean")
         self._ascent.read(float(reached), steps=since, done=done, of=self._penalised)
         self._memory |= {"looked": done} | {f"ascent.{k}": v for k, v in self._ascent.state().items()}
+
+    def on_train_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """As of all; and says if the loss of a ``loss_budget`` was never logged."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if (
+            self.active
+            and self.monitor is not None
+            and not self._missed
+            and self.monitor not in trainer.callback_metrics
+        ):
+            self._missed = True
+            rank_zero_warn(
+                f"{type(self).__name__}: `monitor` = {self.monitor!r} was not logged in this epoch, and without it there is "
+                f"no penalty. Logged were: {', '.join(sorted(trainer.callback_metrics)) or 'nothing'}."
+            )
+
+    def on_train_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """As of all; and says if a goal for the sparsity was missed."""
+        super().on_train_end(trainer, pl_module)
+        goal = None if self._ascent is None else self._ascent.sparsity
+        if goal is None or not self.active or self._start is None:
+            return
+        reached = float(self._reached())
+        if abs(reached - goal) > _MISSED:
+            rank_zero_warn(
+                f"{type(self).__name__}: `sparsity` = {goal:g} was asked for, {reached:.3f} was reached after "
+                f"{max(self._done.values(), default=0)} of {self._planned} steps. More steps, a "
+                "higher learning rate in the last of them or `follow_rate=False` bring it closer; `TopKSparsity` keeps an "
+                "exact share."
+            )
 
     def _to_log(self) -> dict[str, Tensor | float]:
         return {} if self._ascent is None else {"factor": self._ascent.factor}

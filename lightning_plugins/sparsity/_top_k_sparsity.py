@@ -103,8 +103,8 @@ class TopKSparsity(WeightStep):
                 f'`scope` = "2:4" leaves half of each row: give `sparsity=0.5` (got {sparsity}) and no minimum.'
             )
         self.scope = scope
-        if minimum_per_row < 0:
-            raise ValueError(f"`minimum_per_row` must be 0 or above, got {minimum_per_row}.")
+        if isinstance(minimum_per_row, bool) or not isinstance(minimum_per_row, int) or minimum_per_row < 0:
+            raise ValueError(f"`minimum_per_row` is a number of weights from 0, got {minimum_per_row!r}.")
         self.minimum_per_row = minimum_per_row
         if latent and (scope == "2:4" or minimum_per_row):
             raise ValueError(

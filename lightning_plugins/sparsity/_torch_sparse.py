@@ -153,6 +153,15 @@ def _handed_over(
 ) -> nn.Module:
     zeros = int((layer.weight == 0).sum()) / max(1, layer.weight.numel())
     reason = _why_not(owner, layer) or (_not_2_to_4(layer.weight) if layout == "2:4" else None)
+    if (
+        reason is None
+        and layout == "csr"
+        and layer.weight.is_cpu
+        and layer.weight.dtype in (torch.float16, torch.bfloat16)
+    ):
+        reason = (
+            f"holds {str(layer.weight.dtype).removeprefix('torch.')}, of which torch has no sparse product on a CPU"
+        )
     if reason is None and layout == "csr" and zeros < least:
         reason = f"has {100 * zeros:.0f} % zeros"
     made: nn.Module | None = None

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -18,6 +19,7 @@ from legibility.lightning_plugins.foundation._callback import (
 from legibility.lightning_plugins.sparsity._flat_pieces import Cut, cuts, why_not, with_gradient
 from legibility.lightning_plugins.sparsity._latent import beneath
 from legibility.lightning_plugins.sparsity._layout import Layout, layout_of
+from legibility.lightning_plugins.sparsity._optimizers import check_stepped, is_stepped
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weights import (
     embedding_weights,
@@ -77,11 +79,16 @@ class WeightStep(LegibilityCallback):
         self.exclude = exclude
         self.schedule = schedule
         self.heal = check_share(heal, "heal")
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"`schedule` must be a Schedule, such as `Schedule.warm_up(0.3)`; got {schedule!r}.")
+        if total_steps is not None and (not isinstance(total_steps, int) or total_steps < 1):
+            raise ValueError(f"`total_steps` is a number of optimizer steps from 1, or None; got {total_steps!r}.")
         self.total_steps = total_steps
         self._weights: dict[str, nn.Parameter] = {}
         self._embeddings: set[int] = set()
         self._cuts: dict[int, Cut] = {}
         self._handles: list[RemovableHandle] = []
+        self._optimizers: list[Optimizer] = []
         self._reset()
 
     def _reset(self) -> None:
@@ -95,6 +102,7 @@ class WeightStep(LegibilityCallback):
         self._memory: dict[str, float] = {}
         self._tensors: dict[str, Tensor] = {}
         self._layouts: dict[str, Layout] = {}
+        self._dead_told: set[str] = set()
 
     def _begin(self, trainer: "Trainer", fresh: bool) -> None:
         """Everything is restored: remember what the first step needs, unless the fit is resumed (not fresh)."""
@@ -155,7 +163,8 @@ class WeightStep(LegibilityCallback):
         """
         if not self.active:
             return
-        self._check_held(trainer.optimizers)
+        self._optimizers = list(trainer.optimizers)
+        check_stepped(type(self).__name__, self._weights, self._optimizers)
         state, self._pending = self._pending, None
         if state:
             self._start, self._done, self._peak = state["start"], dict(state["done"]), dict(state["peak"])
@@ -190,6 +199,7 @@ class WeightStep(LegibilityCallback):
         """Logs the share of exact zeros."""
         self._steps += 1
         if self.active and is_logging_step(trainer):
+            self._tell_dead()
             values: dict[str, Tensor | float] = {"zeros": self.zero_share()}
             values |= {"strength": next(iter(self.strengths.values()))} | self._to_log()
             self._write_log(pl_module, {f"{self.term}/{key}": value for key, value in values.items()})
@@ -198,10 +208,23 @@ class WeightStep(LegibilityCallback):
         return {}
 
     def zero_share(self) -> Tensor:
-        """The share of exact zeros among the targets; under a sharded strategy all ranks must ask."""
-        weights = self._data().values()
+        """The share of exact zeros among the targets that are stepped; under a sharded strategy all ranks must ask."""
+        weights = [weight for name, weight in self._data().items() if self._is_stepped(name)]
         zeros = sum(summed(weight == 0) for weight in weights)
-        return torch.as_tensor(zeros) / sum(weight.numel() for weight in weights)
+        return torch.as_tensor(zeros) / max(1, sum(weight.numel() for weight in weights))
+
+    def _is_stepped(self, name: str) -> bool:
+        return not self._optimizers or is_stepped(self._weights[name], self._optimizers)
+
+    def _tell_dead(self) -> None:
+        """Says once of each target that nothing of it is left."""
+        dead = {n for n, w in self._data().items() if w.numel() and int(summed(w != 0)) == 0} - self._dead_told
+        if dead:
+            self._dead_told |= dead
+            rank_zero_warn(
+                f"{type(self).__name__}: all of {', '.join(sorted(dead))} is zero now: where nothing goes around it, the "
+                "model is a constant. Ask for less, or for the same over more steps. This is said once."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and whole tensors, so that a resumed fit goes on exactly; with sharded weights all ranks must ask.
@@ -252,6 +275,8 @@ class WeightStep(LegibilityCallback):
     def on_train_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Averages that were put in place of the weights get their zeros too."""
         self._hold_zeros()
+        if self.active and self._start is not None:
+            self._tell_dead()
 
     def on_fit_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """As at the end of training, for averages that arrive later than this callback's turn."""
@@ -268,22 +293,8 @@ class WeightStep(LegibilityCallback):
     def _uninstall(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._weights, self._cuts, self._zeros, self._latest = [], {}, {}, {}, {}
-
-    def _check_held(self, optimizers: Sequence[Optimizer]) -> None:
-        for optimizer in optimizers:
-            if getattr(optimizer, "master_weights", False):
-                raise ValueError(
-                    f"`targets`: {type(optimizer).__name__} keeps master weights of its own and writes them over the "
-                    "model's after each step, so zeros would not stay. Switch them off (`master_weights=False`)."
-                )
-        held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-        missed = [name for name, weight in self._weights.items() if id(weight) not in held]
-        if len(missed) == len(self._weights):
-            raise ValueError(
-                f"`targets`: no optimizer steps any of {', '.join(missed[:5])}. Zeros are made after an optimizer's step on "
-                "the module's own parameters: optimizers with copies of their own (master weights) can't be followed."
-            )
+        self._handles, self._optimizers = [], []
+        self._weights, self._cuts, self._zeros, self._latest = {}, {}, {}, {}
 
     def _after_step(self, index: str) -> Callable[..., None]:
         names = {id(weight): name for name, weight in self._weights.items()}
@@ -336,12 +347,3 @@ def whole_model(trainer: "Trainer", pl_module: "LightningModule") -> nn.Module:
     """The module or, under FSDP1, its wrapper, which alone knows the shapes."""
     wrapped = type(trainer.model).__name__ == "FullyShardedDataParallel"
     return trainer.model if wrapped and trainer.model is not None else pl_module
-
-
-def skipped(optimizer: Optimizer, device: torch.device) -> Tensor | None:
-    """1 if a fused optimizer under a gradient scaler skipped its step inside, else 0; None where it can't tell.
-
-    An ordinary optimizer is not stepped on overflow, a fused one is, and finds out on the device.
-    """
-    found_inf = getattr(optimizer, "found_inf", None)
-    return None if found_inf is None else found_inf.to(device).reshape(())
