@@ -81,6 +81,14 @@ def test_what_stays_dense_says_why() -> None:
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_dense_on_a_cpu(dtype: torch.dtype) -> None:
+    layer = pruned(nn.Linear(8, 8)).to(dtype)
+    found = to_torch_sparse(layer)
+    assert not found.taken and "of which torch has no sparse product on a CPU" in found.left[""]
+    found.model(torch.zeros(2, 8, dtype=dtype))
+
+
 def test_shared_layers_and_a_copy_and_a_file() -> None:
     shared = pruned(nn.Linear(8, 8))
     model = nn.Sequential(shared, nn.Tanh(), shared)
