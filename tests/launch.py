@@ -63,28 +63,31 @@ class _Prepared:
 _prepared: list[_Prepared] = []
 
 
-def two(program: Path, namespace: str, out: Path, *arguments: str, gpus: bool = False) -> list[dict[str, Any]]:
-    """Runs `program NAMESPACE OUT ARGUMENTS` on two ranks; returns what each saved as OUT-2-RANK.pt."""
+def two(
+    program: Path, namespace: str, out: Path, *arguments: str, gpus: bool = False, world: int = 2
+) -> list[dict[str, Any]]:
+    """Runs `program NAMESPACE OUT ARGUMENTS` on two ranks, or more; returns what each saved as OUT-WORLD-RANK.pt."""
     path = os.pathsep.join(filter(None, [str(program.parent), os.environ.get("PYTHONPATH")]))
     base = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
-    base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    while len(_prepared) < 2:
+    base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0", "WORLD_SIZE": str(world)}
+    while len(_prepared) < world:
         _prepared.append(_Prepared())
     _prepared.reverse()
-    files = [Path(f"{out}-2-{rank}.txt") for rank in range(2)]
+    ranks = _prepared[:world]
+    files = [Path(f"{out}-{world}-{rank}.txt") for rank in range(world)]
     try:
-        for rank, (process, printed) in enumerate(zip(_prepared, files, strict=True)):
+        for rank, (process, printed) in enumerate(zip(ranks, files, strict=True)):
             process.start([str(program), namespace, str(out), *arguments], base | {"LOCAL_RANK": str(rank)}, printed)
         failed = ""
-        for process, printed in zip(_prepared, files, strict=True):
+        for process, printed in zip(ranks, files, strict=True):
             if end := process.wait(20 if failed else 270):  # pytest's own limit is 300 s
                 failed += f"{end}: {printed.read_text()}\n"
         assert not failed, failed
     finally:
-        for process in [process for process in _prepared if process.busy]:
+        for process in [process for process in ranks if process.busy]:
             process.end()  # one that waits for the other's death would wait for half an hour
             _prepared.remove(process)
-    return [torch.load(f"{out}-2-{rank}.pt", weights_only=True) for rank in range(2)]
+    return [torch.load(f"{out}-{world}-{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 def _free_port() -> int:
@@ -101,9 +104,14 @@ def place() -> tuple[int, int]:
     return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def part_of_each_batch(batches: int) -> tuple[list[Any], int]:
-    """This rank's rows of the same global batches of 16, and how many of each batch they are."""
-    world, rank = place()
+def part_of_each_batch(batches: int, together: int = 1) -> tuple[list[Any], int]:
+    """This rank's rows of the same global batches of 16, and how many of each batch they are.
+
+    Args:
+        batches: How many.
+        together: Of so many ranks in a row each gets the same rows.
+    """
+    world, rank = (number // together for number in place()) if place()[0] > 1 else (1, 0)
     data = loader(rows=batches * 16, batch_size=1).dataset
     share = 16 // world
     starts = range(rank * share, batches * 16, 16)
