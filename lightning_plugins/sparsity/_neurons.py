@@ -104,8 +104,7 @@ class _Calls:
         steps, others = Source(), Source()
         for module in self.modules.values():
             for name in framework_methods(module):
-                if (module, name) not in self._forward.seen:
-                    (steps if name.endswith("_step") else others).method(module, name)
+                (steps if name.endswith("_step") else others).method(module, name)
         # A loss on weights computes no output; other hooks hand modules to loggers and the like.
         self.source.called = others.called | steps.called | self.source.called
         self.source.lost = steps.lost | self.source.lost

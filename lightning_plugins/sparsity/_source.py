@@ -32,13 +32,13 @@ class Source:
         self.called: dict[nn.Module, str] = {}
         self.read: dict[nn.Module, str] = {}
         self.lost: dict[nn.Module, str] = {}
-        self.seen: set[tuple[nn.Module, str]] = set()
+        self._seen: set[tuple[nn.Module, str]] = set()
 
     def method(self, module: nn.Module, name: str) -> None:
         """Reads a method (or property) of a user's class, and those that it calls."""
-        if (module, name) in self.seen:
+        if (module, name) in self._seen:
             return
-        self.seen.add((module, name))
+        self._seen.add((module, name))
         for kind in type(module).__mro__:
             if name in vars(kind) and not _foreign(kind):
                 found = inspect.getattr_static(kind, name)

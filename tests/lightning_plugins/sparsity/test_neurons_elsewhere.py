@@ -376,6 +376,47 @@ def test_hooks_and_forwards_put_on_later() -> None:
     assert "forward that was put onto it" in hooked("", lambda m: setattr(m, "forward", m.forward))
 
 
+def test_zero_must_stay_zero_in_every_branch() -> None:
+    class Squashes(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            return self.tail(self.b(torch.sigmoid(h) if x.sum() > 0 else F.relu(h)))
+
+    model = Squashes()
+    with torch.no_grad():
+        for row in (model.a.weight, model.a.bias, model.b.weight, model.b.bias):
+            row[:4] = 0
+    assert remove_dead_neurons(model).removed == {"b": 4}
+
+
+def test_what_lightning_calls_is_read_as_well(pl: Any) -> None:
+    class Plain(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.other = Net(), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+        def forward(self, x: Tensor) -> Any:
+            return self.other(self.net(x))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self(batch).mean() + self.other(batch).mean()
+
+        def on_train_start(self) -> None:
+            print(id(self.net), copy.copy(self.other))
+
+    class Steps(Plain):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            first_layer(self.other, batch)
+
+    class Ends(Plain):
+        def on_train_epoch_end(self) -> None:
+            self.other[0](torch.ones(8))
+
+    assert {units.name for units in neurons(Plain())} == {"net.a", "net.b", "net.body.0", "other.0"}
+    assert "may be used by Steps.validation_step" in neurons(Steps()).left_out["other.0"]
+    assert "is called by Ends.on_train_epoch_end" in neurons(Ends()).left_out["other.0"]
+
+
 def test_a_batch_norm_over_tokens_is_not_silent() -> None:
     model: Any = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8))
     kill(model)
