@@ -92,6 +92,8 @@ class _Calls:
         graphs = traces(module)
         self.graphs += [Ways(graph, path, self.tensors) for graph in graphs]
         (self._forward if graphs else self.source).method(module, "forward")
+        if not graphs and type(module).forward is nn.Sequential.forward:
+            self.source.called |= {unwrapped(child): f"{path or 'Sequential'}.forward" for child in module.children()}
         self._enter_called()
 
     def _enter_called(self) -> None:

@@ -310,6 +310,17 @@ class Feed(nn.Module):
         return x + y * scale
 
 
+class Rows(nn.Module):
+    """Can't be traced, and makes what it stands in untraceable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feed = Feed()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.feed(x[i : i + 1]) for i in range(len(x))])
+
+
 class Stack(Untraceable):
     """Blocks that a loop calls whole."""
 
@@ -317,6 +328,7 @@ class Stack(Untraceable):
         super().__init__()
         self.blocks = nn.ModuleList([Feed(), Feed()])
         self.more = nn.ModuleDict({"one": Feed()})
+        self.rows = nn.Sequential(Feed(), nn.Linear(8, 8), Rows(), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
 
     def mix(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.blocks):
@@ -327,7 +339,8 @@ class Stack(Untraceable):
             x = block(x, None)
         if self.use_side is not None and isinstance(self.a, nn.Linear):
             x = self.more["one"](x)
-        return x
+        y: Tensor = self.rows(x)
+        return y
 
 
 class Decides(Net):
@@ -344,7 +357,7 @@ class Decides(Net):
     [
         (Net, {"a", "b", "body.0"}),
         (Decides, {"a", "b", "body.0"}),
-        (Stack, {"blocks.0.up", "blocks.1.up", "more.one.up", "body.0"}),
+        (Stack, {"blocks.0.up", "blocks.1.up", "more.one.up", "rows.0.up", "rows.2.feed.up", "rows.3.0", "body.0"}),
         (Walks, {"body.0", "blocks.0.0"}),
     ],
 )
