@@ -32,13 +32,13 @@ class Source:
         self.called: dict[nn.Module, str] = {}
         self.read: dict[nn.Module, str] = {}
         self.lost: dict[nn.Module, str] = {}
-        self._seen: set[tuple[nn.Module, str]] = set()
+        self._seen: set[tuple[nn.Module, str, bool]] = set()
 
-    def method(self, module: nn.Module, name: str) -> None:
-        """Reads a method (or property) of a user's class, and those that it calls."""
-        if (module, name) in self._seen:
+    def method(self, module: nn.Module, name: str, inherited: bool = False) -> None:
+        """Reads a method (or property) of a user's class, and those that it calls; if asked to, what it overrides too."""
+        if (module, name, inherited) in self._seen:
             return
-        self._seen.add((module, name))
+        self._seen.add((module, name, inherited))
         for kind in type(module).__mro__:
             if name in vars(kind) and not _foreign(kind):
                 found = inspect.getattr_static(kind, name)
@@ -47,7 +47,7 @@ class Source:
                 function = inspect.unwrap(found) if callable(found) else None
                 if function is not None:
                     self._function(module, function, f"{kind.__name__}.{name}")
-                if "super" not in getattr(getattr(function, "__code__", None), "co_names", ()):
+                if not inherited:
                     return
 
     def _function(self, module: nn.Module, function: Callable[..., Any], where: str) -> None:
@@ -74,6 +74,8 @@ class Source:
         if isinstance(parent, ast.Attribute):
             if isinstance(found._parameters.get(parent.attr), nn.Parameter):
                 self.read.setdefault(found, where)
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "super":
+                self.method(found, parent.attr, inherited=True)
             elif parent.attr in ("forward", "__call__"):
                 self.called.setdefault(found, where)
             else:

@@ -154,6 +154,39 @@ class Indexes(Walks):
         return y
 
 
+class Inherits(Indexes):
+    def mix(self, x: Tensor) -> Tensor:
+        return self.mix_as_before(x)
+
+    def mix_as_before(self, x: Tensor) -> Tensor:
+        return super().mix(x)
+
+
+class Overrides(Indexes):
+    def mix(self, x: Tensor) -> Any:
+        return self.walked(x)
+
+
+class ByPath(Walks):
+    def mix(self, x: Tensor) -> Tensor:
+        y: Tensor = self.walked(x) + self.get_submodule("walked.0")(x)
+        return y
+
+
+class Unpacks(Walks):
+    def mix(self, x: Tensor) -> Tensor:
+        first, last = self.walked[0], self.walked[2]
+        h = first(x)
+        y: Tensor = last.forward(torch.relu(h)) + h
+        return y
+
+
+class ByForward(Walks):
+    def mix(self, x: Tensor) -> Tensor:
+        y: Tensor = self.walked(x) + self.walked[0].forward(x)
+        return y
+
+
 class Slices(Walks):
     def mix(self, x: Tensor) -> Tensor:
         h = x
@@ -270,6 +303,10 @@ def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
         (HalfTraceable, "a", "is called by HalfTraceable.forward, which can't be traced"),
         (Walks, "walked.0", "is called by Walks.mix, which can't be traced"),
         (Indexes, "walked.0", "is called by Indexes.mix"),
+        (Inherits, "walked.0", "is called by Indexes.mix"),
+        (ByPath, "walked.0", "is called by ByPath.mix"),
+        (Unpacks, "walked.0", "is called by Unpacks.mix"),
+        (ByForward, "walked.0", "is called by ByForward.mix"),
         (Slices, "walked.0", "is called by Slices.mix"),
         (Aliases, "walked.0", "is called by Aliases.mix"),
         (ByName, "walked.0", "is called by ByName.mix"),
@@ -287,7 +324,7 @@ def test_a_second_reader_keeps_the_layer_whole(kind: type[Net], stays: str, reas
     kill(model)
     smaller = remove_dead_neurons(model)
     assert stays not in smaller.removed and reason in smaller.left[stays]
-    assert smaller.removed.get("body.0") == (None if kind in (HandsItselfOn, AsksForTheKind) else 4)
+    assert smaller.removed.get("body.0") == (None if kind in (HandsItselfOn, AsksForTheKind, ByPath) else 4)
     assert not set(smaller.removed) & set(smaller.left)
     x = torch.randn(6, 8)
     for one, other in zip(outputs(model, x), outputs(smaller.model, x), strict=True):
@@ -359,6 +396,7 @@ class Decides(Net):
         (Decides, {"a", "b", "body.0"}),
         (Stack, {"blocks.0.up", "blocks.1.up", "more.one.up", "rows.0.up", "rows.2.feed.up", "rows.3.0", "body.0"}),
         (Walks, {"body.0", "blocks.0.0"}),
+        (Overrides, {"walked.0", "body.0", "blocks.0.0"}),
     ],
 )
 def test_what_is_called_whole_still_shrinks(kind: type[Net], found: set[str]) -> None:
