@@ -187,6 +187,18 @@ class ByForward(Walks):
         return y
 
 
+class BoundDeeper(Walks):
+    def mix(self, x: Tensor) -> Tensor:
+        for _ in range(1):
+            if x.ndim > 1:
+                net = self.walked
+        y = torch.zeros(8)
+        for layer in net:
+            x = layer(x)
+            y = y + x
+        return y
+
+
 class Slices(Walks):
     def mix(self, x: Tensor) -> Tensor:
         h = x
@@ -307,6 +319,7 @@ def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
         (ByPath, "walked.0", "is called by ByPath.mix"),
         (Unpacks, "walked.0", "is called by Unpacks.mix"),
         (ByForward, "walked.0", "is called by ByForward.mix"),
+        (BoundDeeper, "walked.0", "is called by BoundDeeper.mix"),
         (Slices, "walked.0", "is called by Slices.mix"),
         (Aliases, "walked.0", "is called by Aliases.mix"),
         (ByName, "walked.0", "is called by ByName.mix"),
@@ -371,7 +384,7 @@ class Stack(Untraceable):
         for i, block in enumerate(self.blocks):
             x = checkpoint(block, x, use_reentrant=False) if i else block(x)
         for factor, block in zip([1.0, 2.0], self.blocks, strict=True):
-            x = block(x) * factor
+            x = block(x, None, factor)
         for block in self.more.values():
             x = block(x, None)
         if self.use_side is not None and isinstance(self.a, nn.Linear):
