@@ -299,7 +299,9 @@ def _sparsity_entries(subject: Subject) -> list[ScoreEntry]:
     return [
         ScoreEntry("exact_zero_share", found.zeros, "share", "higher", None, None, trained_on=trained),
         ScoreEntry("active_weight_share", found.active, "share", "lower", None, None, trained_on=trained),
-        ScoreEntry("gini", found.gini, "ratio", "higher", None, None, trained_on=trained),
+        missing_entry("gini", "ratio", "higher", "every weight is zero: there is no spread")
+        if math.isnan(found.gini)
+        else ScoreEntry("gini", found.gini, "ratio", "higher", None, None, trained_on=trained),
         ScoreEntry("dead_unit_share", found.dead_units / found.units, "share", None, None, None, trained_on=trained),
         *(_savings(subject, weights) if found.zeros > 0 else []),
     ]

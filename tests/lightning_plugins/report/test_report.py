@@ -330,6 +330,20 @@ def test_the_record_says_what_zeros_would_save(pl: Any, trainer: Callable[..., A
     assert found["sparse_bytes_share"] == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_model_of_zeros_has_only_zeros_and_no_spread(
+    module: Any, trainer: Callable[..., Any], tmp_path: Path
+) -> None:
+    plugin = report(tmp_path, budget=0.0)
+    trainer([L1Sparsity(1e5), plugin], max_epochs=2).fit(module, loader(128), loader(128))
+    assert all((w == 0).all() for w in module.parameters() if w.ndim == 2)
+    assert plugin.record is not None
+    names = ("exact_zero_share", "active_weight_share", "dead_unit_share", "sparse_flops_share")
+    assert [score(plugin.record, name).value for name in names] == [1.0, 0.0, 1.0, 0.0]
+    assert score(plugin.record, "sparse_bytes_share").value < 0.1
+    spread = score(plugin.record, "gini")
+    assert spread.value is None and spread.reason == "every weight is zero: there is no spread"
+
+
 def test_two_callbacks_of_one_kind_are_both_in_the_record(
     pl: Any, trainer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
