@@ -174,7 +174,9 @@ def logged_loss(metrics: Mapping[str, Tensor], name: str, task: TaskEntry) -> Ta
         ValueError: It was never logged; those that were are listed.
     """
     if name not in metrics:
-        raise ValueError(f"`task_loss` = {name!r} was never logged; logged metrics: {', '.join(metrics) or 'none'}")
+        raise ValueError(
+            f"`task_loss` = {name!r} was never logged, so the loss is that of the queries; logged metrics: {', '.join(metrics) or 'none'}"
+        )
     return replace(task, name=name, loss=float(metrics[name]), source=f"logged as {name}")
 
 

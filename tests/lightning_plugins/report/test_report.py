@@ -243,22 +243,59 @@ def test_a_logged_metric_can_be_the_task_loss(module: Any, trainer: Callable[...
     fit = trainer(plugin)
     fit.fit(module, loader(128), loader(128))
     assert plugin.record is not None and plugin.record.task.loss == float(fit.callback_metrics["val_loss"])
-    with pytest.warns(UserWarning, match="`task_loss` = 'nope' was never logged"):
-        trainer(report(tmp_path, task_loss="nope")).fit(module, loader(128), loader(128))
+    plugin = report(tmp_path, task_loss="nope")
+    with pytest.warns(UserWarning, match="`task_loss` = 'nope' was never logged.*val_loss"):
+        trainer(plugin).fit(module, loader(128), loader(128))
+    assert plugin.record is not None and plugin.record.task.source == "validation"
+    assert plugin.record.task.loss is not None and "`task_loss` = 'nope'" in plugin.record.notes[-1]
+    assert score(plugin.record, "held_out_kl").value is not None
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"arm": ""}, "`arm`"),
-        ({"queries": 31}, "`queries`.*31"),
-        ({"passes": 0}, "`passes`.*0"),
-        ({"held_out": []}, "`held_out` is empty"),
+        ({"arm": ""}, "ValueError: `arm`"),
+        ({"arm": 3}, "TypeError: `arm` must be a string.* got 3"),
+        ({"recipe": 3}, "TypeError: `recipe` must be a string or None, got 3"),
+        ({"folder": 3}, "TypeError: `folder` must be a path or None, got 3"),
+        ({"concepts": 2}, "TypeError: `concepts` must be a string or None, got 2"),
+        ({"seed": "x"}, "TypeError: `seed` must be a whole number, got 'x'"),
+        ({"seed": True}, "TypeError: `seed`"),
+        ({"queries": 31}, "ValueError: `queries`.*31"),
+        ({"queries": "many"}, "TypeError: `queries` must be a whole number >= 32, got 'many'"),
+        ({"passes": 0}, "ValueError: `passes`.*0"),
+        ({"passes": 1.5}, "TypeError: `passes`.*1.5"),
+        ({"budget": "all"}, "TypeError: `budget`.*'all'"),
+        ({"budget_seconds": "all"}, "TypeError: `budget_seconds`.*'all'"),
+        ({"held_out": []}, "ValueError: `held_out` is empty"),
+        ({"held_out": "GRU"}, "ValueError: `held_out` must be \"auto\" or a list .* got 'GRU'"),
+        ({"held_out": [MLPStudent]}, r"TypeError: `held_out` must .* got the class MLPStudent: write `MLPStudent\(\)`"),
+        ({"held_out": [3]}, "TypeError: `held_out` must .* got 3 among them"),
+        ({"held_out": MLPStudent()}, "TypeError: `held_out` must"),
+        (
+            {"scores": "circuitt_*"},
+            r"ValueError: `scores` pattern 'circuitt_\*' matches no name. Near: .*circuit_edges",
+        ),
+        ({"scores": ["*", 3]}, "TypeError: `scores`"),
+        ({"page": "yes"}, "TypeError: `page`.*'yes'"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    kind, _, text = message.partition(": ")
+    with pytest.raises({"TypeError": TypeError, "ValueError": ValueError}[kind], match=text):
         InterpretabilityReport(**options)
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_concepts_that_no_batch_holds_stop_before_training(
+    module: Any, trainer: Callable[..., Any], validated: bool
+) -> None:
+    before = weights_of(module)
+    data = [loader(128), loader(128)] if validated else [loader(128)]
+    with pytest.raises(ValueError, match="`concepts` = '7' leads to no labels"):
+        trainer(InterpretabilityReport(concepts="7"), num_sanity_val_steps=2).fit(module, *data)
+    assert torch.equal(before, weights_of(module))
+    trainer(InterpretabilityReport(concepts="1"), num_sanity_val_steps=2, max_steps=1).fit(module, *data)
 
 
 def test_names_that_match_nothing_stop_before_training(module: Any, trainer: Callable[..., Any]) -> None:
