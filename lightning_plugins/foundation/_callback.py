@@ -207,7 +207,7 @@ def check_share(share: float, argument: str) -> float:
     return float(share)
 
 
-def check_count(count: int, argument: str, *, least: int = 1) -> int:
+def check_count(count: object, argument: str, *, least: int = 1) -> int:
     """A whole number that is not too small.
 
     Raises:
@@ -225,7 +225,7 @@ def check_count(count: int, argument: str, *, least: int = 1) -> int:
     return int(count)
 
 
-def check_seed(seed: int, argument: str = "seed") -> int:
+def check_seed(seed: object, argument: str = "seed") -> int:
     """A whole number.
 
     Raises:

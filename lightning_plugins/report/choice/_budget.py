@@ -37,8 +37,9 @@ class Budget:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for argument, value in (("budget", self.share), ("budget_seconds", self.seconds)):
-            if value is not None and not isinstance(value, numbers.Real):
+        given: dict[str, object] = {"budget": self.share, "budget_seconds": self.seconds}
+        for argument, value in given.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
                 raise TypeError(f"`{argument}` must be a number >= 0, got {value!r} ({type(value).__name__}).")
         if not self.share >= 0.0:
             raise ValueError(f"`budget` must be a share of the fit's time, at least 0, got {self.share}.")
