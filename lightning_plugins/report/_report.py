@@ -64,8 +64,8 @@ class InterpretabilityReport(LegibilityCallback):
         arm: Name of this setting in comparisons.
         seed: Training seed; default: the one of Lightning's ``seed_everything``, else 0.
         recipe: Name of the recipe, if it is part of one.
-        folder: Where ``record.json`` goes. Default: ``legibility-report`` in the trainer's log folder; an existing
-            record there is never overwritten, the new one gets a number.
+        folder: Where ``record.json`` goes. Default: ``legibility-report`` in the trainer's log folder. An existing record
+            is never overwritten: the new one gets a number (``record-2.json``).
         model: Name of the primary, as in :class:`StudentLegibility`; default: that callback's, else found.
         taps: Patterns over module names to patch and guard; default: that callback's.
         output: Dotted path of the logits in the model's result.

@@ -183,13 +183,16 @@ def test_a_measurement_that_fails_costs_no_training(pl: Any, trainer: Callable[.
     assert record.scores == [] and "measuring failed" in record.notes[0]
 
 
-def test_records_of_a_default_folder_are_never_overwritten(
-    module: Any, trainer: Callable[..., Any], tmp_path: Path
-) -> None:
-    for _ in range(2):
-        plugin = InterpretabilityReport(queries=64, passes=1, progress=False, page=ModelPage())
+@pytest.mark.parametrize("named", [False, True])
+def test_records_are_never_overwritten(module: Any, trainer: Callable[..., Any], tmp_path: Path, named: bool) -> None:
+    folder = tmp_path / ("mine" if named else "legibility-report")
+    for arm in ("first", "second"):
+        plugin = InterpretabilityReport(
+            arm, folder=str(folder) if named else None, queries=64, passes=1, progress=False, page=ModelPage()
+        )
         trainer(plugin).fit(module, loader(128), loader(128))
-    found = {path.name for path in (tmp_path / "legibility-report").iterdir()}
+    assert [load_record(folder / name).arm for name in ("record.json", "record-2.json")] == ["first", "second"]
+    found = {path.name for path in folder.iterdir()}
     beside = {"model.html", "model-2.html", "picture.json.gz", "picture-2.json.gz"}
     assert found == {"record-2.json", "record.json", *beside}
 
