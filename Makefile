@@ -23,15 +23,15 @@ run: $(RUN)/installed
 	$(RUN)/bin/legibility compare $(OUT)
 
 test: $(DEV)/installed
-	$(DEV)/bin/python -m pytest -n auto -m "not slow" tests
+	$(DEV)/bin/python -m pytest -n auto --dist loadfile -m "not slow" tests
 
 test-slow: $(DEV)/installed
-	$(DEV)/bin/python -m pytest -m slow tests
+	$(DEV)/bin/python -m pytest -n auto --dist loadfile -m slow tests
 
 # The callbacks with the lowest versions that pyproject.toml allows. torch 2.5.0 comes with CUDA (3 GB) where pip has no CPU build of
 # it at hand; LOWEST_TORCH=2.13.0 takes the one of constraints.txt.
 test-lowest: $(LOWEST)/installed-$(LOWEST_TORCH)
-	$(LOWEST)/bin/python -m pytest -n auto -m "not slow" tests/lightning_plugins
+	$(LOWEST)/bin/python -m pytest -n auto --dist loadfile -m "not slow" tests/lightning_plugins
 
 install: $(DEV)/installed
 

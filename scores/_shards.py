@@ -1,10 +1,13 @@
-"""Weights that are spread over ranks (DTensors): written as a whole, kept as shards. Collective, all of it."""
+"""Weights that are spread over ranks as DTensors (FSDP2): written as a whole, kept as shards. Collective, all of it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from legibility.scores._flat_weights import wraps_flat
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -24,9 +27,14 @@ def spread_like(full: Tensor, tensor: Tensor) -> Tensor:
 
 
 def reshard(module: nn.Module) -> None:
-    """Frees gathered weights, so that the next call gathers them again as the shards are then."""
+    """Frees gathered weights, so that the next call gathers them again as the shards are then; FSDP1's too."""
     for part in module.modules():
-        if hasattr(part, "unshard") and hasattr(part, "reshard"):
+        if wraps_flat(part):
+            handle: Any = part._handle
+            # Outermost wrappers keep what they gathered for a call, and use it in the next one. Before a first call there is nothing.
+            if handle is not None and handle.uses_sharded_strategy and hasattr(handle.flat_param, "_local_shard"):
+                handle.reshard(True)
+        elif hasattr(part, "unshard") and hasattr(part, "reshard"):
             part.reshard()  # type: ignore[operator]
 
 

@@ -2,25 +2,28 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
 
+from legibility.scores._flat_weights import FlatWeights, wraps_flat
 from legibility.scores._shards import reshard, spread_like, whole, whole_weights
 
 
 @contextmanager
-def untrained(primary: nn.Module, seed: int = 0) -> Iterator[int]:
+def untrained(primary: nn.Module, seed: int = 0, *, within: nn.Module | None = None) -> Iterator[int]:
     """While inside, the module has freshly drawn weights; afterwards its own, bit for bit.
 
     Each submodule with a ``reset_parameters`` draws by it; inside a model of Hugging Face, its own rule (``_init_weights``)
     comes after, for its embeddings are drawn 50 times smaller than PyTorch's. A parameter that belongs to neither is drawn
-    from a normal distribution of its own RMS. Where weights are spread over ranks (FSDP2), all ranks must enter together.
+    from a normal distribution of its own RMS. Where weights are spread over ranks (FSDP2, FSDP1), all ranks must enter
+    together; a model of Hugging Face is whole on each of them while its rule draws, any other one module at a time.
 
     Args:
         primary: The module.
         seed: Of the draw; the global random stream is left alone.
+        within: Under FSDP1, the outermost wrapper, if the module is deeper inside: it holds weights of it.
 
     Yields:
         The number of parameter tensors that no such rule covers.
@@ -34,32 +37,44 @@ def untrained(primary: nn.Module, seed: int = 0) -> Iterator[int]:
         >>> torch.equal(layer.weight, before)
         True
     """
-    reshard(primary)
-    kept = [(tensor, tensor.detach().clone()) for tensor in [*primary.parameters(), *primary.buffers()]]
+    outermost = primary if within is None else within
+    flat = FlatWeights(outermost)
+    reshard(outermost)
+    nameless = flat.without_names(primary)
+    held = [*nameless, *primary.parameters(), *primary.buffers()]
+    kept = [(tensor, tensor.detach().clone()) for tensor in held]
+    cuda = {device.index for device in [p.device for p in held] + [*flat.devices(primary)] if device.type == "cuda"}
     try:
-        devices = sorted({p.device.index for p in primary.parameters() if p.device.type == "cuda"})
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        # Parameters without names are others each time that they are made.
+        at_once = flat.whole(primary) if nameless else nullcontext()
+        with torch.random.fork_rng(devices=sorted(cuda)), torch.no_grad(), at_once:
             torch.manual_seed(seed)
             covered: set[int] = set()
             for module in primary.modules():
-                reset = getattr(module, "reset_parameters", None)
-                if callable(reset):
+                # Of its class: wrappers (FSDP1, checkpoints) have the attributes of what they wrap, and it would draw twice.
+                if callable(getattr(type(module), "reset_parameters", None)):
+                    with flat.whole(module), whole_weights(module):
+                        module.reset_parameters()  # type: ignore[operator]
                     covered |= {id(parameter) for parameter in module.parameters()}
-                    with whole_weights(module):
-                        reset()
             inside: set[nn.Module] = set()
             for owner in primary.modules():
                 if _has_rule(owner) and owner not in inside:
-                    covered |= _drawn_by(owner, covered)
+                    with flat.whole(owner):
+                        covered |= _drawn_by(owner, covered)
                     inside |= set(owner.modules())
-            left = [parameter for parameter in primary.parameters() if id(parameter) not in covered]
-            for parameter in left:
-                full = whole(parameter.detach())
-                drawn = torch.randn(full.shape).to(full) * full.float().square().mean().sqrt().to(full)
-                parameter.copy_(spread_like(drawn, parameter))
-        yield len(left)
+            left = 0
+            for module in primary.modules():
+                for parameter in [*module.parameters(recurse=False)]:  # gathering puts others in their places
+                    if id(parameter) not in covered:
+                        covered.add(id(parameter))
+                        left += 1
+                        with flat.whole(module):
+                            full = whole(parameter.detach())
+                            drawn = torch.randn(full.shape).to(full) * full.float().square().mean().sqrt().to(full)
+                            parameter.copy_(spread_like(drawn, parameter))
+        yield left
     finally:
-        reshard(primary)
+        reshard(outermost)
         with torch.no_grad():
             for tensor, before in kept:
                 tensor.copy_(before)
@@ -67,11 +82,11 @@ def untrained(primary: nn.Module, seed: int = 0) -> Iterator[int]:
 
 def _has_rule(owner: nn.Module) -> bool:
     """Whether it draws one module at a time; others have a method of that name without arguments."""
-    rule = getattr(owner, "_init_weights", None)
+    rule = getattr(type(owner), "_init_weights", None)
     if not callable(rule):
         return False
     try:
-        inspect.signature(rule).bind(owner)
+        inspect.signature(rule).bind(owner, owner)
     except TypeError:
         return False
     return True
@@ -88,7 +103,8 @@ def _drawn_by(owner: nn.Module, covered: set[int]) -> set[int]:
     for each in marked:
         setattr(each, mark, False)
     try:
-        owner.apply(owner._init_weights)  # type: ignore[arg-type] # children first: a block rescales what they drew
+        for each in _children_first(owner):  # a block rescales what they drew
+            owner._init_weights(each)  # type: ignore[operator]
     finally:
         for each in marked:
             setattr(each, mark, True)
@@ -99,3 +115,11 @@ def _drawn_by(owner: nn.Module, covered: set[int]) -> set[int]:
         else:
             drawn.add(id(parameter))
     return drawn
+
+
+def _children_first(module: nn.Module) -> Iterator[nn.Module]:
+    """As `apply` goes, which gathers weights itself where FSDP1 wraps a module, and fails inside of a whole one."""
+    for child in module.children():
+        yield from _children_first(child)
+    if not wraps_flat(module):
+        yield module

@@ -1,8 +1,20 @@
-"""Starts a test program twice, as the two ranks of one gloo group."""
+"""Starts a test program twice, as the two ranks of one gloo group.
 
+To import torch and Lightning takes longer than most of these programs run. So one process for each rank does it once, and
+every program runs in a copy (a fork) of it, which has memory, environment and threads of its own. The two ranks are copies
+of two processes, and change places from one program to the next: what Python draws anew for each process, as the order of
+sets, differs between ranks, and between a program and the one that resumes what it saved.
+"""
+
+import atexit
 import contextlib
+import importlib
+import json
 import os
 import random
+import runpy
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -12,28 +24,70 @@ from typing import Any
 import torch
 from tiny import loader
 
+PREPARED = ("pytorch_lightning", "lightning.pytorch", "legibility.lightning_plugins")
 
-def two(program: Path, namespace: str, out: Path, *arguments: str, gpus: bool = False) -> list[dict[str, Any]]:
-    """Runs `program NAMESPACE OUT ARGUMENTS` on two ranks; returns what each saved as OUT-2-RANK.pt."""
-    port = _free_port()
+
+class _Prepared:
+    """A process that has imported what test programs need, and runs one after the other, each in a copy of itself."""
+
+    def __init__(self) -> None:
+        command, environment = [sys.executable, __file__], {**os.environ, "OMP_NUM_THREADS": "1"}
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+        self._process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+        self.busy = False
+        atexit.register(self.end)
+
+    def start(self, arguments: list[str], environment: dict[str, str], printed: Path) -> None:
+        """`python ARGUMENTS`; all that it prints goes into a file."""
+        assert self._process.stdin is not None
+        self.busy = True
+        self._process.stdin.write(json.dumps([arguments, environment, str(printed), os.getcwd()]).encode() + b"\n")
+
+    def wait(self, seconds: float) -> str:
+        """How the program ended; empty if well."""
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            return f"it still ran after {seconds} s"
+        self.busy = False
+        code = int(self._process.stdout.readline())
+        return f"exit code {code}" if code else ""
+
+    def end(self) -> None:
+        """Together with the program that still runs."""
+        if self.busy:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self.busy = False
+        self._process.communicate()
+
+
+_prepared: list[_Prepared] = []
+
+
+def two(
+    program: Path, namespace: str, out: Path, *arguments: str, gpus: bool = False, world: int = 2
+) -> list[dict[str, Any]]:
+    """Runs `program NAMESPACE OUT ARGUMENTS` on two ranks, or more; returns what each saved as OUT-WORLD-RANK.pt."""
     path = os.pathsep.join(filter(None, [str(program.parent), os.environ.get("PYTHONPATH")]))
     base = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
-    processes = []
-    for rank in range(2):
-        ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-        ranks |= {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-        command = [sys.executable, str(program), namespace, str(out), *arguments]
-        processes.append(
-            subprocess.Popen(command, env=base | ranks, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
+    base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0", "WORLD_SIZE": str(world)}
+    while len(_prepared) < world:
+        _prepared.append(_Prepared())
+    _prepared.reverse()
+    ranks = _prepared[:world]
+    files = [Path(f"{out}-{world}-{rank}.txt") for rank in range(world)]
     try:
-        for process in processes:
-            printed, _ = process.communicate(timeout=280)
-            assert process.returncode == 0, printed
+        for rank, (process, printed) in enumerate(zip(ranks, files, strict=True)):
+            process.start([str(program), namespace, str(out), *arguments], base | {"LOCAL_RANK": str(rank)}, printed)
+        failed = ""
+        for process, printed in zip(ranks, files, strict=True):
+            if end := process.wait(20 if failed else 270):  # pytest's own limit is 300 s
+                failed += f"{end}: {printed.read_text()}\n"
+        assert not failed, failed
     finally:
-        for process in processes:
-            process.kill()  # one that waits for the other's death would wait for half an hour
-    return [torch.load(f"{out}-2-{rank}.pt", weights_only=True) for rank in range(2)]
+        for process in [process for process in ranks if process.busy]:
+            process.end()  # one that waits for the other's death would wait for half an hour
+            _prepared.remove(process)
+    return [torch.load(f"{out}-{world}-{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 def _free_port() -> int:
@@ -50,10 +104,38 @@ def place() -> tuple[int, int]:
     return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def part_of_each_batch(batches: int) -> tuple[list[Any], int]:
-    """This rank's rows of the same global batches of 16, and how many of each batch they are."""
-    world, rank = place()
+def part_of_each_batch(batches: int, together: int = 1) -> tuple[list[Any], int]:
+    """This rank's rows of the same global batches of 16, and how many of each batch they are.
+
+    Args:
+        batches: How many.
+        together: Of so many ranks in a row each gets the same rows.
+    """
+    world, rank = (number // together for number in place()) if place()[0] > 1 else (1, 0)
     data = loader(rows=batches * 16, batch_size=1).dataset
     share = 16 // world
     starts = range(rank * share, batches * 16, 16)
     return [data[i] for start in starts for i in range(start, start + share)], share
+
+
+def _serve() -> None:
+    """Imports, then runs what is asked for, line by line, until nobody asks."""
+    for name in PREPARED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    for line in sys.stdin:
+        arguments, environment, printed, folder = json.loads(line)
+        if (copy := os.fork()) == 0:
+            os.environ.clear()
+            os.environ.update(environment)
+            os.chdir(folder)
+            with open(printed, "w") as file:
+                os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+            sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
+            runpy.run_path(arguments[0], run_name="__main__")
+            sys.exit()
+        print(os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

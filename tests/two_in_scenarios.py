@@ -292,12 +292,17 @@ def static_accumulated(namespace: str) -> dict[str, Any]:
 
 
 def tensor_parallel(namespace: str, returned: str) -> dict[str, Any]:
-    """Layers spread over the ranks, which compute each batch together; the model may return a tensor or a DTensor."""
+    """Layers spread over the ranks, which compute each batch together; the model may return a tensor or a DTensor.
+
+    With "parts", students are asked to learn what each rank has half of.
+    """
     pl: Any = importlib.import_module(namespace)
     everybody = Scenario(slices=lambda index, rank: slice(0, 16))
     module = make(pl, everybody)
     last = (
-        ColwiseParallel(output_layouts=Replicate()) if returned == "tensor" else ColwiseParallel(use_local_output=False)
+        ColwiseParallel(use_local_output=False)
+        if returned == "DTensor"
+        else ColwiseParallel(output_layouts=Replicate())
     )
 
     class Spread(type(module)):  # type: ignore[misc]
@@ -314,10 +319,14 @@ def tensor_parallel(namespace: str, returned: str) -> dict[str, Any]:
     module.__class__ = Spread
     plugin = StudentLegibility(
         STRENGTH, students=Scenario.students, model="net", output="0", warmup=0.0, imitate="distribution",
-        learning_rate=RATE, summary=False,
+        learning_rate=RATE, summary=False, taps="net.trunk.0" if returned == "parts" else (),
     )  # fmt: skip
     options = {"data_parallel_size": 1, "tensor_parallel_size": 2}
-    trainer_for(namespace, True, options, callbacks=[plugin]).fit(module, DataLoader(Rows(batches()), batch_size=None))
+    trainer = trainer_for(namespace, True, options, callbacks=[plugin])
+    try:
+        trainer.fit(module, DataLoader(Rows(batches()), batch_size=None))
+    except ValueError as error:
+        return {"said": str(error)}
     return result(plugin, module, module.net)
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from legibility.lightning_plugins.foundation._sizes import outermost, whole_sizes
+
 
 def candidates(modules: dict[str, nn.Module]) -> list[str]:
     """Names of the modules that hold more than half of the trainable parameters, outermost first.
@@ -12,7 +14,8 @@ def candidates(modules: dict[str, nn.Module]) -> list[str]:
     parameters = list(modules[""].parameters())
     if any(nn.parameter.is_lazy(parameter) for parameter in parameters):
         return [name for name, module in modules.items() if not isinstance(module, torch.jit.ScriptModule)]
-    trainable = {id(p): p.numel() for p in parameters if p.requires_grad}
+    sizes = whole_sizes(outermost(modules[""]))
+    trainable = {id(p): sizes.get(id(p), p.numel()) for p in parameters if p.requires_grad}
     held = _held_by_optimizers(modules[""])
     # A target network may require gradients that nobody uses.
     trainable = {key: size for key, size in trainable.items() if key in held} or trainable
@@ -27,7 +30,8 @@ def candidates(modules: dict[str, nn.Module]) -> list[str]:
 
 def parts_in_words(modules: dict[str, nn.Module]) -> str:
     """The outermost modules with their share of the parameters, and what is within the largest, for messages."""
-    sizes = {name: sum(p.numel() for p in m.parameters() if not nn.parameter.is_lazy(p)) for name, m in modules.items()}
+    own = whole_sizes(outermost(modules[""]))
+    sizes = {name: sum(own.get(id(p), 0) for p in m.parameters()) for name, m in modules.items()}
     shares = {name: size / max(sizes[""], 1) for name, size in sizes.items()}
     outer = [n for n in modules if n and ("." not in n or shares.get(n.rpartition(".")[0], 0) > 0.5)][:12]
     return ", ".join(f"{name} ({shares[name]:.0%} of the parameters)" for name in outer) or "none"

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from legibility.lightning_plugins.foundation._sizes import outermost
+from legibility.scores._flat_weights import wraps_flat
+
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
 
@@ -47,7 +50,13 @@ def untouched(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def on_device(pl_module: "LightningModule", device: torch.device) -> Iterator[None]:
-    """The module on a device: at the end of a fit Lightning has moved it to the CPU already."""
+    """The module on a device: at the end of a fit Lightning has moved it to the CPU already.
+
+    One that FSDP1 has wrapped stays: its pieces are where they are computed with, and can't be moved.
+    """
+    if any(wraps_flat(module) for module in outermost(pl_module).modules()):
+        yield
+        return
     before = pl_module.device
     pl_module.to(device)
     try:

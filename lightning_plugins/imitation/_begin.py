@@ -9,6 +9,7 @@ from legibility.lightning_plugins.foundation._recording import Recording
 from legibility.lightning_plugins.imitation._build_cohort import BuiltCohort
 from legibility.lightning_plugins.imitation._plan import Imitate, plan_together
 from legibility.lightning_plugins.imitation._split import Sync, settled_widths, split, state_of_rank
+from legibility.lightning_plugins.imitation._whole_activations import check_whole
 from legibility.students import Cohort, Student
 
 if TYPE_CHECKING:
@@ -67,9 +68,10 @@ def begin(
         The students; None if nobody saw a call yet.
 
     Raises:
-        ValueError: Shapes that no student reads, students larger than the primary, fewer than ranks to split over, or
-            a checkpoint that can't be gone on from.
+        ValueError: Activations in parts (tensor parallelism), shapes that no student reads, students larger than the
+            primary, fewer than ranks to split over, or a checkpoint that can't be gone on from.
     """
+    check_whole(trainer, recordings)
     state = None if pending is None else state_of_rank(pending, trainer, sync)
     plan = plan_together(
         recordings,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from legibility.lightning_plugins.foundation._compiled import uncompiled
 from legibility.lightning_plugins.foundation._recording import Recording, class_labels, has_classes
+from legibility.lightning_plugins.foundation._sizes import whole_sizes
 from legibility.lightning_plugins.foundation._untouched import untouched
 from legibility.students import (
     Cohort,
@@ -108,7 +109,7 @@ def plan_cohort(
         vocabulary=_vocabulary(primary, recording.inputs),
     )
     cost = _primary_flops(primary, recording)
-    size = sum(parameter.numel() for parameter in primary.parameters())
+    size = sum(whole_sizes(primary).values())
     chosen = auto_students(signature) if students is None else students
     if widths is None:
         widths = size_students(
@@ -232,5 +233,5 @@ def _primary_flops(primary: nn.Module, recording: Recording) -> int:
     positions = (
         recording.inputs.shape[1] if recording.inputs.ndim == 2 and not recording.inputs.is_floating_point() else 1
     )
-    size = sum(parameter.numel() for parameter in primary.parameters())
+    size = sum(whole_sizes(primary).values())
     return 2 * size * recording.inputs.shape[0] * positions

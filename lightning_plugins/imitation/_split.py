@@ -9,6 +9,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from legibility.lightning_plugins.imitation._build_cohort import BuiltCohort
+from legibility.lightning_plugins.imitation._whole_activations import tensor_parallel_group
 from legibility.students import Student
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ def check_sync(
         return
     if not isinstance(students, str):
         _enough(len(students), trainer.world_size)
-    mesh: Any = getattr(trainer.strategy, "_device_mesh", None)
-    if mesh is not None and mesh["tensor_parallel"].size() > 1:
+    if tensor_parallel_group(trainer) is not None:
         raise ValueError(
             '`sync="split"` needs ranks with data of their own; under tensor parallelism several compute the same '
             'batch together. Leave it at `sync="all"`.'

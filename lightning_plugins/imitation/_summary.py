@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from legibility.lightning_plugins.foundation._recorder import Recorder
+from legibility.lightning_plugins.foundation._sizes import whole_sizes
 from legibility.lightning_plugins.imitation._build_cohort import BuiltCohort
 
 
@@ -21,7 +22,7 @@ def print_summary(built: BuiltCohort, recorder: Recorder, *, term: str) -> None:
     head = Table(show_header=False, box=None, padding=(0, 1))
     kind = "distribution (softmax of the output)" if built.kind == "distribution" else "values (standardised)"
     if recorder.model is not None:
-        parameters = sum(p.numel() for p in recorder.primary.parameters())
+        parameters = sum(whole_sizes(recorder.primary).values())
         name = recorder.model or "the LightningModule"
         head.add_row("primary", f"{name} ({type(recorder.primary).__name__}, {parameters:,} parameters)")
     read = f"{signature.reads} {tuple(signature.input_shape)}"

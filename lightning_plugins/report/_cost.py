@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import nn
 
+from legibility.lightning_plugins.foundation._sizes import outermost, whole_sizes
 from legibility.tradeoff import CostEntry
 
 _PACKAGES = ("legibility", "torch", "pytorch-lightning", "lightning", "torchmetrics")
@@ -80,7 +81,7 @@ def cost_entry(
         report_share=report_seconds / fit_seconds if fit_seconds else None,
         peak_memory_bytes=peak_memory(device),
         terms=dict(terms) if steps is not None else {},
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=sum(whole_sizes(outermost(model)).values()),
     )
 
 

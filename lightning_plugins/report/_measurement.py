@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -21,6 +22,7 @@ from legibility.lightning_plugins.report._imitation_scores import (
     missing_entry,
 )
 from legibility.lightning_plugins.report._queries import Call, Subject, ask
+from legibility.lightning_plugins.report._whole_weights import every_weight, matrices
 from legibility.lightning_plugins.report.choice._budget import Spent
 from legibility.lightning_plugins.report.choice._further import Choice, Seen, further, look_at, page_seconds
 from legibility.lightning_plugins.report.choice._subject_material import unhitched
@@ -36,9 +38,9 @@ from legibility.scores import (
     match_temperature,
     sparse_bytes,
     sparse_flops,
-    untrained,
     weight_sparsity,
 )
+from legibility.scores._shards import reshard
 from legibility.tradeoff import ScoreEntry, TaskEntry
 from legibility.tradeoff.model_page import ModelPicture
 
@@ -72,9 +74,10 @@ class Extent:
 
     def why_undrawn(self, seen: Seen) -> str | None:
         """Why there is no page; None if there is one, or nobody wants one."""
-        if self.page is None or self.drawn or math.isinf(self.spent.for_page()):
+        if self.page is None or self.drawn:
             return None
-        needed, left = page_seconds(seen), self.agreed(self.spent.for_page())
+        left = self.agreed(self.spent.for_page())
+        needed = 0.0 if math.isinf(left) else page_seconds(seen)
         if needed <= left:
             return None
         return (
@@ -133,13 +136,19 @@ def measure_subject(
     Raises:
         ValueError: No call of the model was seen, or its answers can't be queries (too few, not finite).
     """
-    if isinstance(control, RandomInitControl):
-        with untrained(subject.primary, control.seed) as uncovered:
-            found = _measure(subject, families, None, False, extent, progress)
-        if uncovered:
-            found.notes.append(f"random-init: {uncovered} parameter tensors have no reset_parameters; drawn normal.")
-        return found
-    return _measure(subject, families, control, random_init_control and control is None, extent, progress)
+    reshard(subject.outermost)  # what it gathered for its last call may be older than its shards
+    try:
+        if isinstance(control, RandomInitControl):
+            with subject.untrained(control.seed) as uncovered:
+                found = _measure(subject, families, None, False, extent, progress)
+            if uncovered:
+                found.notes.append(
+                    f"random-init: {uncovered} parameter tensors have no reset_parameters; drawn normal."
+                )
+            return found
+        return _measure(subject, families, control, random_init_control and control is None, extent, progress)
+    finally:
+        reshard(subject.outermost)
 
 
 def classifies(queries: Queries) -> bool:
@@ -273,7 +282,7 @@ def _imitated(
             return left_out(reason, queries.taps), sum(estimate)
     beside = None
     if random_init_control:
-        with untrained(subject.primary):
+        with subject.untrained():
             answers, _ = ask(subject)
             beside = families.fit_once(answers, students, lambda n, share: progress(f"{n} on random init", share))
     begun = time.perf_counter()
@@ -293,10 +302,10 @@ def _guards(taps: Mapping[str, Tensor]) -> dict[str, float | None]:
 
 
 def _sparsity_entries(subject: Subject) -> list[ScoreEntry]:
-    weights = penalisable_weights(subject.primary)
-    if not weights:
+    with closing(matrices(subject)) as weights:
+        found = weight_sparsity(weights)
+    if found.weights == 0:
         return [missing_entry("exact_zero_share", "share", "higher", "the model has no weight matrices")]
-    found = weight_sparsity((name, whole(weight.detach())) for name, weight in weights.items())
     trained = subject.sparsified
     return [
         ScoreEntry("exact_zero_share", found.zeros, "share", "higher", None, None, trained_on=trained),
@@ -305,23 +314,26 @@ def _sparsity_entries(subject: Subject) -> list[ScoreEntry]:
         if math.isnan(found.gini)
         else ScoreEntry("gini", found.gini, "ratio", "higher", None, None, trained_on=trained),
         ScoreEntry("dead_unit_share", found.dead_units / found.units, "share", None, None, None, trained_on=trained),
-        *(_savings(subject, weights) if found.zeros > 0 else []),
+        *(_savings(subject) if found.zeros > 0 else []),
     ]
 
 
-def _savings(subject: Subject, weights: Mapping[str, Tensor]) -> list[ScoreEntry]:
+def _savings(subject: Subject) -> list[ScoreEntry]:
     """What the zeros would save where somebody makes use of them: bytes of all parameters, multiplications of a call."""
-    parameters = list(subject.primary.parameters())
-    share = sparse_bytes(whole(p.detach()) for p in parameters) / sum(p.numel() * p.element_size() for p in parameters)
+    with closing(every_weight(subject)) as weights:
+        sizes = [(sparse_bytes([weight]), weight.numel() * weight.element_size()) for weight in weights]
+    share = sum(sparse for sparse, _ in sizes) / sum(dense for _, dense in sizes)
     entries = [ScoreEntry("sparse_bytes_share", share, "share", "lower", None, None, trained_on=subject.sparsified)]
-    if any(whole(p) is not p for p in parameters):
+    if subject.ranks.flat or any(whole(p) is not p for p in subject.primary.parameters()):
         reason = "under a sharded strategy products read gathered copies, not the weights"
         return [*entries, missing_entry("sparse_flops_share", "share", "lower", reason)]
     call = subject.calls[0]
     args, kwargs = apply_to_collection((call.args, call.kwargs), Tensor, lambda t: t.to(subject.device))
     try:
         with uncompiled():
-            every, needed = sparse_flops(lambda: subject.primary(*args, **kwargs), weights=weights)
+            every, needed = sparse_flops(
+                lambda: subject.primary(*args, **kwargs), weights=penalisable_weights(subject.primary)
+            )
     except (RuntimeError, NotImplementedError, TypeError) as error:  # somebody else's kernels under a dispatch mode
         reason = f"its operations can't be counted: {error}"
         return [*entries, missing_entry("sparse_flops_share", "share", "lower", reason)]

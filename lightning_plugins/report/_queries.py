@@ -1,7 +1,7 @@
 """The questions that are put to a finished model: inputs kept from the user's own batches, asked again at the end."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,9 @@ from legibility.lightning_plugins.foundation._compiled import uncompiled
 from legibility.lightning_plugins.foundation._recorder import Recorder
 from legibility.lightning_plugins.foundation._recording import Recording, class_labels, prediction_shape
 from legibility.lightning_plugins.foundation._trees import at_path, is_floating, leaves_in, packed_like
-from legibility.scores import Queries
+from legibility.lightning_plugins.report._redirected import redirected
+from legibility.lightning_plugins.report._shards import Ranks
+from legibility.scores import Queries, untrained
 from legibility.students import Student
 
 
@@ -86,6 +88,8 @@ class Subject:
     Attributes:
         primary: The module.
         recorder: Makes a recorder of it, for calls without gradients.
+        outermost: What holds its weights: itself, or a wrapper of FSDP1 around it.
+        ranks: Those that measure together.
         calls: The kept calls.
         split: Which data they are from.
         device: Where the module is.
@@ -93,11 +97,12 @@ class Subject:
         sparsified: Whether a sparsity term took part.
         wired: Whether a wiring term took part.
         output: Dotted path of the logits in the model's result, if it was named.
-        sharded: Whether the weights are spread over ranks.
     """
 
     primary: nn.Module
     recorder: Callable[[], Recorder]
+    outermost: nn.Module
+    ranks: Ranks
     calls: list[Call]
     split: str
     device: torch.device
@@ -105,18 +110,28 @@ class Subject:
     sparsified: bool
     wired: bool = False
     output: str | None = None
-    sharded: bool = False
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are spread over ranks."""
+        return self.ranks.together
+
+    def untrained(self, seed: int = 0) -> AbstractContextManager[int]:
+        """While inside, its weights are freshly drawn ones; yields how many tensors have no rule for that."""
+        self.ranks.meet()
+        return untrained(self.primary, seed, within=self.outermost)
 
     def answers(self, calls: list[Call]) -> Iterator[tuple[Call, Recording]]:
         """Puts calls to the model, which is in evaluation mode, and yields what it did."""
-        watcher = self.recorder()
+        watcher, asked = self.recorder(), redirected(self.outermost, self.primary)
         watcher.install()
         try:
             for call in calls:
+                self.ranks.meet()
                 watcher.open()
                 args, kwargs = apply_to_collection((call.args, call.kwargs), Tensor, lambda t: t.to(self.device))
                 with uncompiled():
-                    self.primary(*args, **kwargs)
+                    asked(*args, **kwargs)
                 (recording,) = watcher.close()
                 shape = prediction_shape(recording.output, recording.inputs)
                 recording.output = recording.output.float().reshape(shape)
@@ -158,8 +173,9 @@ def ask(subject: Subject) -> tuple[Queries, list[Call]]:
         ignored = labels < 0
         mask = ~ignored if mask is None or mask.shape != ignored.shape else mask & ~ignored
         labels = labels.clamp(min=0)
+    inputs = torch.cat([row.inputs for row in rows]).cpu()
     queries = Queries(
-        inputs=torch.cat([row.inputs for row in rows]).cpu(),
+        inputs=inputs.float() if inputs.dtype in (torch.bfloat16, torch.float16) else inputs,  # as a strategy cast them
         logits=logits,
         labels=labels,
         mask=mask,

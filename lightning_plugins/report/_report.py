@@ -22,7 +22,7 @@ from legibility.lightning_plugins.report._measurement import Extent, Measurement
 from legibility.lightning_plugins.report._page_files import write_page
 from legibility.lightning_plugins.report._query_keeper import QueryKeeper
 from legibility.lightning_plugins.report._run_record import plain_hparams, plugins_of, record_path, run_record, terms_of
-from legibility.lightning_plugins.report._shards import agreed, in_step
+from legibility.lightning_plugins.report._shards import Ranks, refuse_to_wrap_again
 from legibility.lightning_plugins.report._telling import cost_in_words, say, telling
 from legibility.lightning_plugins.report._wandb import announce_run, publish_record
 from legibility.lightning_plugins.report.choice._budget import Budget, Spent
@@ -53,8 +53,8 @@ class InterpretabilityReport(LegibilityCallback):
     so; ``budget_seconds=inf`` (YAML ``.inf``) takes all. Students and a page that you name are fitted and drawn whatever
     that takes (the rest then has 2 %): name them where runs are to be compared, as the recipes do.
 
-    Under DDP rank 0 measures and the others wait. Under FSDP2 and tensor parallelism all ranks measure in step, each
-    with its shards, and rank 0 writes; :meth:`measure` must be called on all ranks then.
+    Under DDP rank 0 measures and the others wait. Under FSDP, FSDP2 and tensor parallelism all ranks measure in step, each
+    with its shards, and rank 0 writes: call :meth:`measure` on all ranks. Scores that need a copy of the model say so.
 
     Every entry carries its control and whether it was trained on. What can't be measured is in the record with the
     reason. Scores are logged as ``legibility/score/<name>`` to every logger of the trainer; a WandbLogger also gets
@@ -235,7 +235,7 @@ class InterpretabilityReport(LegibilityCallback):
         fit_seconds = self._clock.since_start()
         target = record_path(trainer, self.folder)
         try:
-            if trainer.is_global_zero or in_step(trainer):
+            if trainer.is_global_zero or Ranks(trainer).together:
                 self._write(trainer, pl_module, None, target, fit_seconds, steps=trainer.global_step, fatal=False)
         finally:
             trainer.strategy.barrier("legibility_report")
@@ -260,10 +260,11 @@ class InterpretabilityReport(LegibilityCallback):
             The record, also in :attr:`record`; its file is :attr:`path`.
 
         Raises:
-            ValueError: Nothing to ask, or answers that can't be measured.
+            ValueError: Nothing to ask, answers that can't be measured, or a ``datamodule`` after a fit under FSDP1.
         """
         announce_run(trainer, self.arm, self.seed, self.recipe)
         if datamodule is not None:
+            refuse_to_wrap_again(pl_module)
             self._adopt(trainer)
             self._keeper = QueryKeeper(self.queries, self._recorder, self._name_model, self.concepts)
             trainer.validate(pl_module, datamodule=datamodule, verbose=False)
@@ -332,17 +333,17 @@ class InterpretabilityReport(LegibilityCallback):
         fit_seconds: float | None,
         start: float,
     ) -> Measurement:
-        shown = telling(self.progress and trainer.is_global_zero)
-        with on_device(pl_module, trainer.strategy.root_device), shown as (progress, aloud):
+        shown, ranks = telling(self.progress and trainer.is_global_zero), Ranks(trainer)
+        with ranks.in_step(), on_device(pl_module, trainer.strategy.root_device), shown as (progress, aloud):
             recorder = partial(self._recorder, pl_module, taps=True)
-            subject = finished_model(trainer, self._keeper.kept, recorder)
+            subject = finished_model(trainer, pl_module, ranks, self._keeper.kept, recorder)
             spent = Spent(self.budget, fit_seconds, start, page=self.page is not None)
             found = measure_subject(
                 subject,
                 self.families,
                 control=control,
                 random_init_control=self.random_init_control,
-                extent=Extent(self.scores, spent, partial(agreed, trainer), aloud, self.page, self._drawn),
+                extent=Extent(self.scores, spent, ranks.first, aloud, self.page, self._drawn),
                 progress=progress,
             )
         if self.task_loss is not None:

@@ -1,4 +1,4 @@
-"""Activation sparsity: a term on named activations that shrinking them can't satisfy."""
+"""Activation sparsity: a term on named activations whose value doesn't fall when they only shrink."""
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,9 @@ _PATIENCE = 10  # training steps without a call of any tap, after which that is 
 class ActivationSparsity(LegibilityCallback):
     r"""Adds :math:`\mathrm{strength}\cdot s_t \cdot \mathrm{mean}_j\,\Omega(a_j)` to the loss, over the calls of named modules.
 
-    :math:`\Omega` is one of three values, none of which falls when activations only shrink:
+    :math:`\Omega` is one of three values, none of which falls when activations only shrink (but the gradient of "l1" shrinks
+    them all the same, for it takes the RMS for a constant: too high a strength ends in activations that are all zero, and
+    in a value of 0; watch the task's loss):
 
     - "l1": :math:`\mathrm{mean}|a| / \mathrm{sg}(\mathrm{rms}\,a)` (:func:`legibility.losses.activation_l1`)
     - "rectified": L1 of each unit's rectified activations at unit variance (:func:`legibility.losses.rectified_l1`)
@@ -91,7 +93,7 @@ class ActivationSparsity(LegibilityCallback):
         self.taps = taps
         if kind not in ("l1", "rectified", "top_k"):
             raise ValueError(f'`kind` must be "l1", "rectified" or "top_k", got {kind!r}.')
-        if (k is None) != (kind != "top_k") or (k is not None and k < 1):
+        if (k is None) != (kind != "top_k") or (k is not None and (not isinstance(k, int) or k < 1)):
             raise ValueError(f'`k`, a number from 1, belongs to kind="top_k" and only to it; got k={k}, kind={kind!r}.')
         self.kind: Kind = kind
         self.k = k

@@ -29,6 +29,11 @@ class Cut(NamedTuple):
     start: int
     length: int
 
+    @property
+    def rows_whole(self) -> bool:
+        """Whether no row lies on two ranks: nobody sees to that."""
+        return False
+
     def seen(self, piece: Tensor) -> Tensor:
         """The whole weight as one flat tensor, of which this rank holds a piece, of any length or empty.
 
@@ -56,6 +61,10 @@ class Cut(NamedTuple):
         first, count, before = self._slices()
         block = values.expand(self.shape).permute(self.order)[first : first + count]
         return block.reshape(-1)[before : before + self.length]
+
+    def whole(self, piece: Tensor) -> Tensor:
+        """The whole weight, from what each rank holds of it; all ranks must ask."""
+        return self.total(self.block(piece), *range(len(self.shape)))
 
     def total(self, sums: Tensor, *kept: int) -> Tensor:
         """Sums of each rank's :meth:`block`, added up over the ranks.

@@ -1,6 +1,7 @@
 """Group sparsity: whole rows, columns, heads or neurons become exactly zero together."""
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from legibility.lightning_plugins.sparsity._neurons import neurons
+from legibility.lightning_plugins.sparsity._optimizers import skipped
 from legibility.lightning_plugins.sparsity._penalty_step import PenaltyStep
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._units import Found, Units, heads, rows_or_columns
-from legibility.lightning_plugins.sparsity._weight_step import Stepped, skipped, whole_model
+from legibility.lightning_plugins.sparsity._weight_step import Stepped, whole_model
 from legibility.lightning_plugins.sparsity._weights import target_weights
 from legibility.losses import soft_threshold
 
@@ -153,23 +155,44 @@ class GroupSparsity(PenaltyStep):
             for units in self._units:
                 mean = units.lengths().square().mean() / units.size
                 self._memory[f"rms.{units.name}"] = float(mean.sqrt())
+        self._keep_rounding()
         super()._begin(trainer, fresh)
 
     def _move(self, stepped: Sequence[Stepped], optimizer: Optimizer, step: int) -> None:
         by_name = {one.name: one for one in stepped}
-        for units in self._units:
-            first = by_name.get(units.pieces[0].name)
-            if first is None:
-                continue
+        ours = [units for units in self._units if units.pieces[0].name in by_name]
+        for units, spared in zip(ours, self._spared(ours), strict=True):
+            first = by_name[units.pieces[0].name]
             size = self._memory[f"rms.{units.name}"]
             each = self._threshold(self._budget[units.name], size, first.pace, step)
-            each = self._collected(units.name, first.weight.dtype, size, each)
             if each > 0:
-                _shorten(units, each * units.size**0.5, skipped(optimizer, first.weight.device))
+                skip = skipped(optimizer, first.weight.device)
+                by = each * units.size**0.5 * (1.0 if skip is None else 1 - skip)
+                length = units.lengths()
+                left = soft_threshold(length, by)
+                # A length of 0 keeps nothing: 0 / 1 instead of 0 / 0.
+                left = left if spared is None else torch.where(spared & (left == 0), length, left)
+                factors = left / length.masked_fill(length == 0, 1.0)
+                for piece in units.pieces:
+                    piece.scale(factors, self._rounding(piece.name))
+
+    def _spared(self, ours: Sequence[Units]) -> Sequence[Tensor | None]:
+        """With a goal for the sparsity, the groups that must not go: as many of the longest as shall stay, one of each layer.
+
+        Where scale is of no account (before a norm), all groups would shrink alike, and all go at once.
+        """
+        goal = None if self._ascent is None else self._ascent.sparsity
+        if goal is None or not ours:
+            return [None] * len(ours)
+        sizes = [u.lengths() / (self._memory[f"rms.{u.name}"] * u.size**0.5 + 1e-30) for u in ours]
+        everything = torch.cat([size.to(sizes[0].device) for size in sizes])
+        cut = everything.sort(descending=True).values[max(0, math.ceil((1 - goal) * len(everything)) - 1)]
+        return [size >= torch.minimum(cut.to(size.device), size.max()) for size in sizes]
 
     def _dead(self) -> Tensor:
-        dead = [(units.lengths() == 0).sum() for units in self._units]
-        return torch.stack(dead).sum() / sum(units.count for units in self._units)
+        stepped = [units for units in self._units if self._is_stepped(units.pieces[0].name)]
+        dead = [(units.lengths() == 0).sum() for units in stepped]
+        return torch.stack(dead).sum() / sum(units.count for units in stepped)
 
     def _reached(self) -> Tensor:
         return self._dead()
@@ -180,15 +203,6 @@ class GroupSparsity(PenaltyStep):
     def _uninstall(self) -> None:
         super()._uninstall()
         self._units = []
-
-
-def _shorten(units: Units, by: float, skip: Tensor | None) -> None:
-    lengths = units.lengths()
-    left = soft_threshold(lengths, by if skip is None else by * (1 - skip))
-    # A length of 0 keeps nothing: 0 / 1 instead of 0 / 0.
-    factors = left / lengths.masked_fill(lengths == 0, 1.0)
-    for piece in units.pieces:
-        piece.scale(factors)
 
 
 def _matches(name: str, patterns: str | Sequence[str]) -> bool:

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from legibility.lightning_plugins.sparsity._latent import beneath, settle
+from legibility.lightning_plugins.sparsity._latent import settle, settle_rounded
+from legibility.lightning_plugins.sparsity._optimizers import skipped
 from legibility.lightning_plugins.sparsity._penalty_step import PenaltyStep
 from legibility.lightning_plugins.sparsity._schedule import Schedule
-from legibility.lightning_plugins.sparsity._weight_step import Stepped, skipped
-from legibility.lightning_plugins.sparsity._weights import local
+from legibility.lightning_plugins.sparsity._weight_step import Stepped
+from legibility.lightning_plugins.sparsity._weights import local, summed
 from legibility.losses import in_pieces, reweighted_soft_threshold, root_mean_square, soft_threshold
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ class L1Sparsity(PenaltyStep):
     Raises:
         ValueError: Before the first step: negative or NaN strength, a pattern that matches nothing, an unknown
             number of steps, targets that no optimizer steps, ``preconditioned`` without Adam's moments or with
-            ``latent``, ``latent`` with sharded weights (FSDP2, FSDP1), ``preconditioned`` with flat pieces of weights
-            (FSDP1).
+            ``latent``.
 
     Logs ``legibility/l1/zeros`` (share of exact zeros among the targets), ``legibility/l1/strength`` and, with a goal,
     ``legibility/l1/factor``.
 
-    Weights in bfloat16 or float16 collect their thresholds until they are large enough to round to anything.
+    Of weights in bfloat16 or float16 what rounding takes is kept, one more float32 tensor for each: most steps alone would
+    round to nothing.
     Weight decay on the same weights fights for the same end: see :class:`L1InsteadOfL2`.
 
     Example:
@@ -124,21 +124,16 @@ class L1Sparsity(PenaltyStep):
                 f"got {', '.join(type(o).__name__ for o in trainer.optimizers)}. Leave it out."
             )
         self._budget = {name: self._budget_of(name) for name in self._weights}
-        if self.preconditioned is not None and self._cuts:
-            raise ValueError(
-                "`preconditioned` compares the moments of a whole weight, which FSDPStrategy (FSDP1) keeps in flat "
-                "pieces. Leave it out, or use ModelParallelStrategy (FSDP2)."
-            )
-        data = self._data()
-        sharded = [name for name, weight in data.items() if isinstance(weight, DTensor)]
-        if self.latent and sharded:
-            raise ValueError(f"`latent` needs whole weights; {sharded[0]} is sharded. Leave it out.")
         if fresh:
-            for name, weight in data.items():
+            for name, weight in self._data().items():
                 self._memory[f"rms.{name}"] = float(root_mean_square(weight))
-        for name, weight in self._weights.items() if self.latent else ():
-            taken = self._tensors[f"taken.{name}"] = beneath(weight, self._tensors.get(f"taken.{name}"))
-            self._tensors[f"total.{name}"] = self._tensors.get(f"total.{name}", taken.new_zeros(())).to(taken)
+        if self.latent:
+            self._keep("taken", self._weights)
+            for name in self._weights:
+                taken = self._tensors[f"taken.{name}"]
+                self._tensors[f"total.{name}"] = self._tensors.get(f"total.{name}", taken.new_zeros(())).to(taken)
+        else:
+            self._keep_rounding()
         super()._begin(trainer, fresh)
 
     def _move(self, stepped: Sequence[Stepped], optimizer: Optimizer, step: int) -> None:
@@ -148,30 +143,43 @@ class L1Sparsity(PenaltyStep):
             if self.latent:
                 self._shrink_latent(one, size, threshold, skipped(optimizer, one.weight.device))
                 continue
-            threshold = self._collected(one.name, one.weight.dtype, size, threshold)
             if threshold > 0:
                 self._shrink(one, size, threshold, optimizer)
 
     def _shrink_latent(self, one: Stepped, size: float, threshold: float, skip: Tensor | None) -> None:
         total = self._tensors[f"total.{one.name}"]
         total += threshold if skip is None else threshold * (1 - skip)
-        settle(one.weight, self._tensors[f"taken.{one.name}"], lambda latent: self._proximal(latent, total, size))
+        settle(
+            local(one.weight), self._tensors[f"taken.{one.name}"], lambda latent: self._proximal(latent, total, size)
+        )
 
     def _shrink(self, one: Stepped, size: float, base: float, optimizer: Optimizer) -> None:
         threshold: float | Tensor = base
-        moment = optimizer.state[one.parameter].get("exp_avg_sq") if self.preconditioned is not None else None
+        moment = self._moment(one, optimizer) if self.preconditioned is not None else None
         skip = skipped(optimizer, one.weight.device)
         if skip is not None:
             threshold = threshold * (1 - skip)
         if moment is not None and self.preconditioned is not None:
-            root = moment.to(torch.float32).sqrt()
-            mean = root.mean()
+            roots = moment.to(torch.float32).sqrt()
+            mean = summed(roots) / roots.numel()
+            root = local(roots)
             # Where nothing has a gradient yet, all are equal: 1.
             factor = torch.where(mean > 0, mean / root.clamp(min=self.preconditioned * mean), 1.0)
-            one.weight.copy_(self._proximal(one.weight, threshold * factor, size))
+            threshold = threshold * factor
+        held, rounding, whole = local(one.weight), self._rounding(one.name), moment is not None
+        if rounding is not None:
+            settle_rounded(held, rounding, lambda exact: self._proximal(exact, threshold, size), whole=whole)
             return
-        for piece in in_pieces(local(one.weight)):
+        for piece in [held] if whole else in_pieces(held):
             piece.copy_(self._proximal(piece, threshold, size))
+
+    def _moment(self, one: Stepped, optimizer: Optimizer) -> Tensor | None:
+        moment: Tensor | None = optimizer.state[one.parameter].get("exp_avg_sq")
+        cut = self._cuts.get(id(one.parameter))
+        if cut is None:
+            return moment
+        # A rank that holds nothing of the weight has no moments of it.
+        return cut.seen(torch.zeros_like(one.parameter) if moment is None else moment)
 
     def _proximal(self, weight: Tensor, threshold: float | Tensor, size: float) -> Tensor:
         if self.reweighted:

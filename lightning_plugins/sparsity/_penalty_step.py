@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from legibility.lightning_plugins.foundation._callback import check_positive, check_share, check_strength
@@ -14,6 +15,9 @@ from legibility.lightning_plugins.sparsity._weight_step import WeightStep
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
+
+_MISSED = 0.02  # how far from a goal for the sparsity a fit may end without a word
+_HALF = (torch.bfloat16, torch.float16)
 
 
 class PenaltyStep(WeightStep):
@@ -39,6 +43,8 @@ class PenaltyStep(WeightStep):
     ) -> None:
         self._ascent = _ascent(strength, sparsity, loss_budget, monitor)
         budgets = strength if isinstance(strength, Mapping) else {"*": 1.0 if strength is None else strength}
+        if not budgets:
+            raise ValueError("`strength` is an empty mapping: give a budget for each pattern, or one number.")
         self.budgets = {pattern: check_strength(budget, "strength") for pattern, budget in budgets.items()}
         if isinstance(strength, Mapping):
             if targets != "*":
@@ -47,6 +53,7 @@ class PenaltyStep(WeightStep):
         super().__init__(targets, exclude, schedule or Schedule(), heal, total_steps)
         self.follow_rate = follow_rate
         self.monitor = monitor
+        self._missed = False
 
     @property
     def strength(self) -> float:
@@ -94,6 +101,36 @@ class PenaltyStep(WeightStep):
         self._ascent.read(float(reached), steps=since, done=done, of=self._penalised)
         self._memory |= {"looked": done} | {f"ascent.{k}": v for k, v in self._ascent.state().items()}
 
+    def on_train_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """As of all; and says if the loss of a ``loss_budget`` was never logged."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if (
+            self.active
+            and self.monitor is not None
+            and not self._missed
+            and self.monitor not in trainer.callback_metrics
+        ):
+            self._missed = True
+            rank_zero_warn(
+                f"{type(self).__name__}: `monitor` = {self.monitor!r} was not logged in this epoch, and without it there is "
+                f"no penalty. Logged were: {', '.join(sorted(trainer.callback_metrics)) or 'nothing'}."
+            )
+
+    def on_train_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """As of all; and says if a goal for the sparsity was missed."""
+        super().on_train_end(trainer, pl_module)
+        goal = None if self._ascent is None else self._ascent.sparsity
+        if goal is None or not self.active or self._start is None:
+            return
+        reached = float(self._reached())
+        if abs(reached - goal) > _MISSED:
+            rank_zero_warn(
+                f"{type(self).__name__}: `sparsity` = {goal:g} was asked for, {reached:.3f} was reached after "
+                f"{max(self._done.values(), default=0)} of {self._planned} steps. More steps, a "
+                "higher learning rate in the last of them or `follow_rate=False` bring it closer; `TopKSparsity` keeps an "
+                "exact share."
+            )
+
     def _to_log(self) -> dict[str, Tensor | float]:
         return {} if self._ascent is None else {"factor": self._ascent.factor}
 
@@ -103,15 +140,13 @@ class PenaltyStep(WeightStep):
         factor = level if self._ascent is None else level * self._ascent.factor
         return budget * size * factor * (pace if self.follow_rate else 1.0)
 
-    def _collected(self, name: str, dtype: torch.dtype, size: float, threshold: float) -> float:
-        """In half precision the thresholds since the last move, once they exceed what the dtype tells apart; else 0."""
-        if dtype not in (torch.bfloat16, torch.float16):
-            return threshold
-        key = f"collected.{name}"
-        collected = self._memory.get(key, 0.0) + threshold
-        enough = collected >= 4 * torch.finfo(dtype).eps * size
-        self._memory[key] = 0.0 if enough else collected
-        return collected if enough else 0.0
+    def _keep_rounding(self) -> None:
+        """In half precision most steps would round to nothing: what rounding takes is kept for each target."""
+        self._keep("rounded", [name for name, weight in self._weights.items() if weight.dtype in _HALF])
+
+    def _rounding(self, name: str) -> Tensor | None:
+        """What was kept of a target, for what this rank holds of it; None in full precision."""
+        return self._tensors.get(f"rounded.{name}")
 
 
 def _ascent(

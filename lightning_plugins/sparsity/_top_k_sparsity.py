@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from legibility.lightning_plugins.foundation._callback import check_share
-from legibility.lightning_plugins.sparsity._latent import beneath, settle
+from legibility.lightning_plugins.sparsity._latent import settle
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weight_step import Stepped, WeightStep
 from legibility.lightning_plugins.sparsity._weights import local
@@ -59,11 +59,11 @@ class TopKSparsity(WeightStep):
     Raises:
         ValueError: Before the first step: a sparsity outside of [0, 1), a pattern that matches nothing, an unknown
             number of steps, targets that no optimizer steps, "2:4" of another sparsity or of weights that are no matrices of
-            4 n columns, ``minimum_per_row`` with rows cut by sharding, "global" over weights that
-            are not all sharded alike, ``latent`` with sharded weights, "2:4" or ``minimum_per_row``, whose kept weights may
-            lie below the threshold.
+            4 n columns, "global" over weights that are not all sharded alike, ``latent`` with "2:4" or
+            ``minimum_per_row``, whose kept weights may lie below the threshold.
 
-    Sharded weights (FSDP2, FSDP1) are counted over all ranks.
+    Sharded weights (FSDP2, FSDP1) are counted over all ranks. For "2:4" and ``minimum_per_row``, where rows are cut (FSDP1,
+    tensor parallelism by columns), each rank makes one weight at a time whole.
 
     Logs ``legibility/top_k/zeros`` and ``legibility/top_k/strength`` (the sparsity asked for in the end).
 
@@ -103,8 +103,8 @@ class TopKSparsity(WeightStep):
                 f'`scope` = "2:4" leaves half of each row: give `sparsity=0.5` (got {sparsity}) and no minimum.'
             )
         self.scope = scope
-        if minimum_per_row < 0:
-            raise ValueError(f"`minimum_per_row` must be 0 or above, got {minimum_per_row}.")
+        if isinstance(minimum_per_row, bool) or not isinstance(minimum_per_row, int) or minimum_per_row < 0:
+            raise ValueError(f"`minimum_per_row` is a number of weights from 0, got {minimum_per_row!r}.")
         self.minimum_per_row = minimum_per_row
         if latent and (scope == "2:4" or minimum_per_row):
             raise ValueError(
@@ -114,9 +114,6 @@ class TopKSparsity(WeightStep):
         self.latent = latent
 
     def _begin(self, trainer: "Trainer", fresh: bool) -> None:
-        sharded = {name: weight for name, weight in self._data().items() if isinstance(weight, DTensor)}
-        if self.latent and sharded:
-            raise ValueError(f"`latent` needs whole weights; {next(iter(sharded))} is sharded. Leave it out.")
         spread = {name: _spread(weight) for name, weight in self._data().items()}
         alike, *others = spread
         if self.scope == "global" and (unlike := [name for name in others if spread[name] != spread[alike]]):
@@ -124,15 +121,13 @@ class TopKSparsity(WeightStep):
                 f'`scope` = "global" adds counts up over the ranks that share a weight out, and {alike} and {unlike[0]} are '
                 'not shared out alike. Leave one kind out by `exclude`, or use scope="tensor".'
             )
-        cut = [n for n, w in sharded.items() if w.ndim == 1 or any(p.is_shard() and p.dim != 0 for p in w.placements)]  # type: ignore[attr-defined]
-        if (self.minimum_per_row or self.scope == "2:4") and cut:
-            what = "minimum_per_row" if self.minimum_per_row else "scope"
-            raise ValueError(f"`{what}` needs whole rows; those of {cut[0]} are cut by its sharding. Leave it out.")
-        odd = [name for name, weight in self._weights.items() if weight.ndim != 2 or weight.shape[1] % 4]
+        layouts = {name: self._layout(weight) for name, weight in self._weights.items()}
+        shapes = {name: (layouts[name] or weight).shape for name, weight in self._weights.items()}
+        odd = [name for name, shape in shapes.items() if len(shape) != 2 or shape[1] % 4]
         if self.scope == "2:4" and odd:
             raise ValueError(f'`scope` = "2:4" needs matrices of 4 n columns, not {odd[0]}: leave it out by `exclude`.')
-        for name, weight in self._weights.items() if self.latent else ():
-            self._tensors[f"taken.{name}"] = beneath(weight, self._tensors.get(f"taken.{name}"))
+        if self.latent:
+            self._keep("taken", self._weights)
 
     @property
     def strengths(self) -> dict[str, float]:
@@ -147,7 +142,7 @@ class TopKSparsity(WeightStep):
         for name, members in together.items():
             size = sum(one.weight.numel() for one in members)
             key = f"threshold.{name}"
-            weak = _weaker_of_fours(local(members[0].weight)) if self.scope == "2:4" else None
+            weak = self._by_rows(members[0], _weaker_of_fours) if self.scope == "2:4" else None
             threshold = magnitude_threshold(
                 [self._counted(one) for one in members] if weak is None else [local(members[0].weight)[weak]],
                 round((1 - self.sparsity * level) * size if weak is None else (1 - level) * size / 2),
@@ -162,25 +157,36 @@ class TopKSparsity(WeightStep):
                     settle(held, self._tensors[f"taken.{one.name}"], partial(soft_threshold, threshold=threshold))
                 elif weak is not None:
                     held.masked_fill_(weak & (held.abs() <= threshold), 0.0)
+                elif self.minimum_per_row:
+                    cut = partial(hard_threshold, threshold=threshold, minimum_per_row=self.minimum_per_row)
+                    held.copy_(self._by_rows(one, cut))
                 else:
-                    for piece in [held] if self.minimum_per_row else in_pieces(held):
-                        piece.copy_(hard_threshold(piece, threshold, minimum_per_row=self.minimum_per_row))
+                    for piece in in_pieces(held):
+                        piece.copy_(hard_threshold(piece, threshold))
+
+    def _by_rows(self, one: Stepped, act: Callable[[Tensor], Tensor]) -> Tensor:
+        """For what this rank holds of a weight, what ``act`` makes of whole rows."""
+        layout = self._layout(one.parameter)
+        if layout is None or layout.rows_whole:
+            return act(local(one.weight))
+        return layout.part(act(layout.whole(local(one.weight))))
 
     def _counted(self, one: Stepped) -> Tensor:
-        return self._tensors[f"taken.{one.name}"] + one.weight if self.latent else local(one.weight)
+        return self._tensors[f"taken.{one.name}"] + local(one.weight) if self.latent else local(one.weight)
 
 
 def _weaker_of_fours(weight: Tensor) -> Tensor:
     """True at the smaller two of each four in a row."""
-    fours = weight.abs().view(len(weight), -1, 4)
+    fours = weight.abs().view(len(weight), weight.shape[1] // 4, 4)
     weaker = torch.zeros_like(fours, dtype=torch.bool)
     return weaker.scatter_(2, fours.topk(2, dim=2, largest=False).indices, True).view_as(weight)
 
 
 def _spread(weight: Tensor) -> list[tuple[DeviceMesh, int]]:
     """The meshes' dimensions over which a weight is cut; none of one that each rank holds whole."""
-    cut = enumerate(weight.placements) if isinstance(weight, DTensor) else ()
-    return [(weight.device_mesh, dimension) for dimension, placement in cut if placement.is_shard()]  # type: ignore[attr-defined]
+    if not isinstance(weight, DTensor):
+        return []
+    return [(weight.device_mesh, i) for i, placement in enumerate(weight.placements) if not placement.is_replicate()]
 
 
 def _total(weight: Tensor) -> Callable[[Tensor], Tensor] | None:

@@ -57,6 +57,30 @@ class SparseLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, density={density:.3g}"
 
 
+class SemiStructuredLinear(nn.Module):
+    """A linear layer for evaluation whose weight is a 2:4 semi-structured tensor.
+
+    Args:
+        weight: As ``torch.sparse.to_sparse_semi_structured`` makes it, (outputs, inputs).
+        bias: (outputs,), or None.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        return nn.functional.linear(x.contiguous(), self.weight, self.bias)  # it views x as a matrix
+
+    def extra_repr(self) -> str:
+        """As ``nn.Linear`` says it."""
+        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}, density=0.5"
+
+
 class HandedOver(NamedTuple):
     """What :func:`to_torch_sparse` returns.
 
@@ -75,9 +99,11 @@ def to_torch_sparse(model: nn.Module, layout: Literal["csr", "2:4"] = "csr", lea
     """A copy of a model whose sparse linear layers make use of their zeros, with equal outputs up to rounding.
 
     - "csr": layers become :class:`SparseLinear`. On a CPU it pays from about 80 % zeros on (``benchmarks/sparse_layers.py``).
-    - "2:4": weights become ``torch.sparse.to_sparse_semi_structured``: a CUDA device of compute capability 8.0 or more,
-      float16 or bfloat16, at most two weights that are not zero in each four of a row, rows and columns that the kernels
-      take. Nothing is cut off to reach the pattern: a layer that has it not stays, and ``left`` counts what is too much.
+    - "2:4": layers become :class:`SemiStructuredLinear` (``torch.sparse.to_sparse_semi_structured``), in 9/16 of the
+      memory: a CUDA device of compute capability 8.0 or more, float16 or bfloat16, at most two weights that are not zero in
+      each four of a row, numbers of inputs and outputs that torch's kernels take (multiples of 16, of 32 and 64 without
+      cuSPARSELt). Nothing is cut off to reach the pattern: a layer that has it not stays, and ``left`` counts what is too
+      much.
 
     The output projection of an ``nn.MultiheadAttention`` stays, for that reads the weight by itself. Parametrised and other
     layers with a forward of their own stay too.
@@ -127,17 +153,33 @@ def _handed_over(
 ) -> nn.Module:
     zeros = int((layer.weight == 0).sum()) / max(1, layer.weight.numel())
     reason = _why_not(owner, layer) or (_not_2_to_4(layer.weight) if layout == "2:4" else None)
+    if (
+        reason is None
+        and layout == "csr"
+        and layer.weight.is_cpu
+        and layer.weight.dtype in (torch.float16, torch.bfloat16)
+    ):
+        reason = (
+            f"holds {str(layer.weight.dtype).removeprefix('torch.')}, of which torch has no sparse product on a CPU"
+        )
     if reason is None and layout == "csr" and zeros < least:
         reason = f"has {100 * zeros:.0f} % zeros"
-    if reason is not None:
-        found.left[path] = reason
+    made: nn.Module | None = None
+    if reason is None and layout == "2:4":
+        try:
+            weight = torch.sparse.to_sparse_semi_structured(layer.weight.detach().contiguous())
+            made = SemiStructuredLinear(weight, layer.bias)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # shapes differ by backend
+            reason = f"is not taken by torch: {error}"
+    elif reason is None:
+        made = SparseLinear(layer.weight, layer.bias)
+    if made is None:
+        found.left[path] = str(reason)
         return layer
     found.taken[path] = zeros
-    if layout == "2:4":
-        weight = torch.sparse.to_sparse_semi_structured(layer.weight.detach().contiguous())
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        return layer
-    return SparseLinear(layer.weight, layer.bias)
+    return made
 
 
 def _why_not(owner: nn.Module, layer: nn.Linear) -> str | None:
@@ -158,6 +200,13 @@ def _not_2_to_4(weight: Tensor) -> str | None:
     fours = (weight != 0).view(len(weight), -1, 4).sum(-1)
     if (fours > 2).any():
         return f"has {int((fours > 2).sum())} of {fours.numel()} fours with more than two weights that are not zero"
-    if not weight.is_cuda:
-        return f"is on {weight.device.type}; 2:4 needs a CUDA device"
+    return _no_kernels(weight.device)
+
+
+def _no_kernels(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"is on {device.type}; 2:4 needs a CUDA device"
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip is None and capability < (8, 0):
+        return f"is on a device of compute capability {capability[0]}.{capability[1]}; 2:4 needs 8.0 or more"
     return None

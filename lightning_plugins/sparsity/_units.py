@@ -10,6 +10,8 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from legibility.lightning_plugins.foundation._names import plain_name
 from legibility.lightning_plugins.sparsity._flat_pieces import Cut, cuts
+from legibility.lightning_plugins.sparsity._latent import settle_rounded
+from legibility.lightning_plugins.sparsity._weights import local
 
 PIECE = 1 << 16  # weights that are taken at a time where the processor's cache counts
 
@@ -79,8 +81,13 @@ class Piece:
         found: Tensor = sums.view(self.outer, -1, self.inner).sum((0, 2))
         return found
 
-    def scale(self, factors: Tensor) -> None:
-        """Multiplies each unit's weights by a factor, in place; computed in float32 at least."""
+    def scale(self, factors: Tensor, rounding: Tensor | None = None) -> None:
+        """Multiplies each unit's weights by a factor, in place.
+
+        Args:
+            factors: One for each unit.
+            rounding: For a tensor of low precision: what rounding has taken of what this rank holds; goes on in place.
+        """
         tensor, each = self.tensor.detach(), self.of_each_slice(factors)
         each = each.view([-1 if d == self.dim else 1 for d in range(len(self.shape))])
         if self.cut is not None:
@@ -88,10 +95,11 @@ class Piece:
         if isinstance(tensor, DTensor):
             mesh = tensor.device_mesh
             each = DTensor.from_local(each, mesh, [Replicate()] * mesh.ndim, run_check=False)
-        if tensor.dtype in (torch.float32, torch.float64):
+        if rounding is None:
             tensor.mul_(each)
         else:
-            tensor.copy_(tensor * each)
+            each = local(torch.ones_like(tensor, dtype=rounding.dtype) * each)
+            settle_rounded(local(tensor), rounding, lambda exact: exact * each, whole=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,11 @@
 """What all callbacks share that change weights after the optimizer's step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.distributed as dist
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -15,12 +17,16 @@ from legibility.lightning_plugins.foundation._callback import (
     total_steps,
 )
 from legibility.lightning_plugins.sparsity._flat_pieces import Cut, cuts, why_not, with_gradient
+from legibility.lightning_plugins.sparsity._latent import beneath
+from legibility.lightning_plugins.sparsity._layout import Layout, layout_of
+from legibility.lightning_plugins.sparsity._optimizers import check_stepped, is_stepped
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weights import (
     embedding_weights,
-    exact_zeros,
+    local,
     penalisable_weights,
     rows_without_gradient,
+    summed,
     target_weights,
 )
 
@@ -73,11 +79,16 @@ class WeightStep(LegibilityCallback):
         self.exclude = exclude
         self.schedule = schedule
         self.heal = check_share(heal, "heal")
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"`schedule` must be a Schedule, such as `Schedule.warm_up(0.3)`; got {schedule!r}.")
+        if total_steps is not None and (not isinstance(total_steps, int) or total_steps < 1):
+            raise ValueError(f"`total_steps` is a number of optimizer steps from 1, or None; got {total_steps!r}.")
         self.total_steps = total_steps
         self._weights: dict[str, nn.Parameter] = {}
         self._embeddings: set[int] = set()
         self._cuts: dict[int, Cut] = {}
         self._handles: list[RemovableHandle] = []
+        self._optimizers: list[Optimizer] = []
         self._reset()
 
     def _reset(self) -> None:
@@ -90,6 +101,8 @@ class WeightStep(LegibilityCallback):
         self._peak: dict[str, float] = {}
         self._memory: dict[str, float] = {}
         self._tensors: dict[str, Tensor] = {}
+        self._layouts: dict[str, Layout] = {}
+        self._dead_told: set[str] = set()
 
     def _begin(self, trainer: "Trainer", fresh: bool) -> None:
         """Everything is restored: remember what the first step needs, unless the fit is resumed (not fresh)."""
@@ -118,17 +131,7 @@ class WeightStep(LegibilityCallback):
         idle = not self.active and (hidden is not None or not penalisable_weights(root))
         self._weights = {} if idle else target_weights(root, self.targets, self.exclude)
         self._embeddings = embedding_weights(root)
-        if self.active:
-            self._refuse_cut_embeddings()
         self._reset()
-
-    def _refuse_cut_embeddings(self) -> None:
-        for name, weight in self._weights.items():
-            if id(weight) in self._cuts and id(weight) in self._embeddings:
-                raise ValueError(
-                    f"`targets`: {name}, an embedding, needs rows, and FSDPStrategy (FSDP1) keeps flat pieces of weights, "
-                    "which cut them. Use ModelParallelStrategy (FSDP2), whose weights keep their shape."
-                )
 
     def _seen(self, parameter: nn.Parameter) -> Tensor:
         """The data of a weight; of one that is sharded, a DTensor."""
@@ -139,6 +142,18 @@ class WeightStep(LegibilityCallback):
         """All targets as :meth:`_seen`."""
         return {name: self._seen(parameter) for name, parameter in self._weights.items()}
 
+    def _layout(self, parameter: nn.Parameter) -> Layout | None:
+        """How a weight is sharded, if it is."""
+        return layout_of(parameter, self._cuts.get(id(parameter)))
+
+    def _keep(self, what: str, names: Iterable[str]) -> None:
+        """For each of some targets a tensor in ``_tensors``, of the shape of what this rank holds of it."""
+        for name in names:
+            key, layout = f"{what}.{name}", self._layout(self._weights[name])
+            self._tensors[key] = beneath(local(self._seen(self._weights[name])), self._tensors.get(key), layout)
+            if layout is not None:
+                self._layouts[key] = layout
+
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Everything is restored and the number of steps is known: hooks the optimizers.
 
@@ -148,7 +163,8 @@ class WeightStep(LegibilityCallback):
         """
         if not self.active:
             return
-        self._check_held(trainer.optimizers)
+        self._optimizers = list(trainer.optimizers)
+        check_stepped(type(self).__name__, self._weights, self._optimizers)
         state, self._pending = self._pending, None
         if state:
             self._start, self._done, self._peak = state["start"], dict(state["done"]), dict(state["peak"])
@@ -183,6 +199,7 @@ class WeightStep(LegibilityCallback):
         """Logs the share of exact zeros."""
         self._steps += 1
         if self.active and is_logging_step(trainer):
+            self._tell_dead()
             values: dict[str, Tensor | float] = {"zeros": self.zero_share()}
             values |= {"strength": next(iter(self.strengths.values()))} | self._to_log()
             self._write_log(pl_module, {f"{self.term}/{key}": value for key, value in values.items()})
@@ -191,13 +208,29 @@ class WeightStep(LegibilityCallback):
         return {}
 
     def zero_share(self) -> Tensor:
-        """The share of exact zeros among the targets; under a sharded strategy all ranks must ask."""
-        weights = self._data().values()
-        zeros = sum(exact_zeros(weight) for weight in weights)
-        return torch.as_tensor(zeros) / sum(weight.numel() for weight in weights)
+        """The share of exact zeros among the targets that are stepped; under a sharded strategy all ranks must ask."""
+        weights = [weight for name, weight in self._data().items() if self._is_stepped(name)]
+        zeros = sum(summed(weight == 0) for weight in weights)
+        return torch.as_tensor(zeros) / max(1, sum(weight.numel() for weight in weights))
+
+    def _is_stepped(self, name: str) -> bool:
+        return not self._optimizers or is_stepped(self._weights[name], self._optimizers)
+
+    def _tell_dead(self) -> None:
+        """Says once of each target that nothing of it is left."""
+        dead = {n for n, w in self._data().items() if w.numel() and int(summed(w != 0)) == 0} - self._dead_told
+        if dead:
+            self._dead_told |= dead
+            rank_zero_warn(
+                f"{type(self).__name__}: all of {', '.join(sorted(dead))} is zero now: where nothing goes around it, the "
+                "model is a constant. Ask for less, or for the same over more steps. This is said once."
+            )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and tensors, so that a resumed fit goes on exactly."""
+        """Plain numbers and whole tensors, so that a resumed fit goes on exactly; with sharded weights all ranks must ask.
+
+        Tensors that are put together from all ranks' pieces come to rank 0 alone, which writes checkpoints.
+        """
         if self._start is None:
             return {}
         kept = {
@@ -207,8 +240,21 @@ class WeightStep(LegibilityCallback):
             "peak": self._peak,
             "memory": self._memory,
         }
-        tensors = {"tensors": {name: tensor.clone() for name, tensor in self._tensors.items()}} if self._tensors else {}
+        whole = {key: self._whole(key, tensor) for key, tensor in self._tensors.items()}
+        tensors = {"tensors": {key: tensor for key, tensor in whole.items() if tensor is not None}} if whole else {}
         return {key: dict(value) if isinstance(value, dict) else value for key, value in kept.items()} | tensors
+
+    def _whole(self, key: str, tensor: Tensor) -> Tensor | None:
+        layout = self._layouts.get(key)
+        if layout is None:
+            return tensor.clone()
+        whole = layout.whole(tensor)  # by all ranks
+        return whole.cpu() if dist.get_rank() == 0 else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without pieces of sharded tensors, which are nothing without the other ranks."""
+        here = {key: tensor for key, tensor in self._tensors.items() if key not in self._layouts}
+        return super().__getstate__() | {"_layouts": {}, "_tensors": here}
 
     def on_validation_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Looks where the trained weights are zero, before averages may take their place."""
@@ -229,6 +275,8 @@ class WeightStep(LegibilityCallback):
     def on_train_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Averages that were put in place of the weights get their zeros too."""
         self._hold_zeros()
+        if self.active and self._start is not None:
+            self._tell_dead()
 
     def on_fit_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """As at the end of training, for averages that arrive later than this callback's turn."""
@@ -245,22 +293,8 @@ class WeightStep(LegibilityCallback):
     def _uninstall(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._weights, self._cuts, self._zeros, self._latest = [], {}, {}, {}, {}
-
-    def _check_held(self, optimizers: Sequence[Optimizer]) -> None:
-        for optimizer in optimizers:
-            if getattr(optimizer, "master_weights", False):
-                raise ValueError(
-                    f"`targets`: {type(optimizer).__name__} keeps master weights of its own and writes them over the "
-                    "model's after each step, so zeros would not stay. Switch them off (`master_weights=False`)."
-                )
-        held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-        missed = [name for name, weight in self._weights.items() if id(weight) not in held]
-        if len(missed) == len(self._weights):
-            raise ValueError(
-                f"`targets`: no optimizer steps any of {', '.join(missed[:5])}. Zeros are made after an optimizer's step on "
-                "the module's own parameters: optimizers with copies of their own (master weights) can't be followed."
-            )
+        self._handles, self._optimizers = [], []
+        self._weights, self._cuts, self._zeros, self._latest = {}, {}, {}, {}
 
     def _after_step(self, index: str) -> Callable[..., None]:
         names = {id(weight): name for name, weight in self._weights.items()}
@@ -281,10 +315,10 @@ class WeightStep(LegibilityCallback):
                         weight.masked_fill_(self._zeros[name], 0.0)
                 else:
                     rare = [s for s in stepped if id(s.parameter) in self._embeddings]
-                    before = [(s.weight, *rows_without_gradient(s.parameter)) for s in rare]
+                    before = [rows_without_gradient(s.parameter, self._cuts.get(id(s.parameter))) for s in rare]
                     self._move(stepped, optimizer, min(done, self._penalised - 1))
-                    for weight, rows, kept in before:
-                        weight[rows] = kept
+                    for one, (rows, kept) in zip(rare, before, strict=True):
+                        local(one.weight)[rows] = kept
                 self._done[index], self._latest = done + 1, {}
                 if self.heal > 0 and done + 1 == self._penalised:
                     self._freeze(optimizer)
@@ -313,12 +347,3 @@ def whole_model(trainer: "Trainer", pl_module: "LightningModule") -> nn.Module:
     """The module or, under FSDP1, its wrapper, which alone knows the shapes."""
     wrapped = type(trainer.model).__name__ == "FullyShardedDataParallel"
     return trainer.model if wrapped and trainer.model is not None else pl_module
-
-
-def skipped(optimizer: Optimizer, device: torch.device) -> Tensor | None:
-    """1 if a fused optimizer under a gradient scaler skipped its step inside, else 0; None where it can't tell.
-
-    An ordinary optimizer is not stepped on overflow, a fused one is, and finds out on the device.
-    """
-    found_inf = getattr(optimizer, "found_inf", None)
-    return None if found_inf is None else found_inf.to(device).reshape(())

@@ -1,10 +1,11 @@
 """Which parameters a sparsity penalty may touch."""
 
+import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -21,13 +22,16 @@ _NORMS = (
 
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_EMBEDDED = re.compile(r"^(pos|cls)(_|$|ition)|embed", re.IGNORECASE)
 _OLD = (WeightNorm, SpectralNorm)
 
 
 def penalisable_weights(root: nn.Module) -> dict[str, nn.Parameter]:
     """The weights that sparsity is about: trainable floating-point matrices and filters, each tied weight once.
 
-    Left out: biases and other 1-D or 0-D parameters, norm layers, embeddings (also when tied to an output layer),
+    Left out: biases and other 1-D or 0-D parameters, norm layers, embeddings (also when tied to an output layer; and
+    parameters that a module holds itself in the place of one: of a shape (1, ..., d), or called "pos...", "cls..." or
+    "...embed...", such as ``pos_embed`` and ``cls_token``),
     low-rank adapters (zeros in a factor are no zeros in the weight), parametrised weights (the optimizer holds their
     originals, not what the layer uses; ``torch.nn.utils.weight_norm`` and ``spectral_norm`` of old too), lazy and complex
     ones. A weight under ``torch.nn.utils.prune`` is taken: its zeros are the layer's.
@@ -50,7 +54,7 @@ def penalisable_weights(root: nn.Module) -> dict[str, nn.Parameter]:
             excluded |= {id(parameter) for parameter in module.parameters(recurse=False)}
         if isinstance(module, nn.utils.parametrize.ParametrizationList):
             excluded |= {id(parameter) for parameter in module.parameters()}
-        excluded |= {id(parameter) for parameter in _hooked(module)}
+        excluded |= {id(parameter) for parameter in _hooked(module)} | _embedded(module, cut)
     return {
         plain_name(name): parameter
         for name, parameter in root.named_parameters()
@@ -79,6 +83,8 @@ def target_weights(
         ValueError: A pattern of ``targets`` or ``exclude`` matches nothing, names a parametrised weight, or nothing is
             left.
     """
+    if not targets:
+        raise ValueError("`targets` is empty: give patterns over parameter names, or leave it out.")
     _refuse_parametrised(root, targets)
     weights = penalisable_weights(root)
     weights |= _named_in_full(root, targets, weights)
@@ -97,8 +103,25 @@ def target_weights(
     return kept
 
 
+def _embedded(module: nn.Module, cut: dict[int, Cut]) -> set[int]:
+    """The ids of position embeddings, class tokens and the like: added to each example, they are no matrices."""
+    if type(module).__module__.startswith("torch."):
+        return set()
+    return {
+        id(parameter)
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+        and not isinstance(parameter, nn.parameter.UninitializedParameter)
+        and (_EMBEDDED.search(name) or ((shape := _shape(parameter, cut)) and len(shape) > 2 and shape[0] == 1))
+    }
+
+
+def _shape(parameter: nn.Parameter, cut: dict[int, Cut]) -> torch.Size:
+    return cut[id(parameter)].shape if id(parameter) in cut else parameter.shape
+
+
 def _dimensions(parameter: nn.Parameter, cut: dict[int, Cut]) -> int:
-    return len(cut[id(parameter)].shape) if id(parameter) in cut else parameter.ndim
+    return len(_shape(parameter, cut))
 
 
 def _refuse_parametrised(root: nn.Module, targets: str | Sequence[str]) -> None:
@@ -143,12 +166,13 @@ def _named_in_full(
 ) -> dict[str, nn.Parameter]:
     asked = {targets} if isinstance(targets, str) else set(targets)
     cut, embeddings, taken = cuts(root), embedding_weights(root), {id(parameter) for parameter in known.values()}
+    embedded = set().union(*(_embedded(module, cut) for module in root.modules()))
     return {
         plain_name(name): parameter
         for name, parameter in root.named_parameters()
         if plain_name(name) in asked
         and id(parameter) not in taken
-        and (id(parameter) in embeddings or _is_adapter(name))
+        and (id(parameter) in embeddings or _is_adapter(name) or id(parameter) in embedded)
         and parameter.requires_grad
         and parameter.is_floating_point()
         and _dimensions(parameter, cut) >= 2
@@ -160,23 +184,33 @@ def local(weight: Tensor) -> Tensor:
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
-def exact_zeros(weight: Tensor) -> Tensor:
-    """The number of exact zeros of a whole weight; of one that is sharded, all ranks must ask."""
-    zeros = (weight.detach() == 0).sum()
-    return zeros.full_tensor() if isinstance(zeros, DTensor) else zeros
+def summed(weight: Tensor) -> Tensor:
+    """The sum of a whole weight; of one that is sharded, all ranks must ask."""
+    total = weight.sum()
+    return total.full_tensor() if isinstance(total, DTensor) else total
 
 
-def rows_without_gradient(parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
-    """Which rows of an embedding's weight this step's batch did not ask for, and what they hold.
+def rows_without_gradient(parameter: nn.Parameter, cut: Cut | None = None) -> tuple[Tensor, Tensor]:
+    """Where an embedding's weight has rows that this step's batch did not ask for, and what they hold.
 
-    Rare tokens would otherwise be pulled to zero by steps in which they had no say.
+    Rare tokens would otherwise be pulled to zero by steps in which they had no say. Of a sharded weight all ranks must ask;
+    each gets what is to be kept of its own piece.
     """
-    gradient = parameter.grad
-    if gradient is None:
-        return torch.zeros(0, dtype=torch.long), parameter.detach()[:0]
-    if gradient.is_sparse:
-        rows = torch.ones(len(parameter), dtype=torch.bool, device=parameter.device)
+    gradient, held = parameter.grad, local(parameter.detach())
+    others = tuple(range(1, parameter.ndim if cut is None else len(cut.shape)))
+    if cut is not None:
+        block = cut.block(held.new_zeros(held.shape) if gradient is None else gradient)
+        asked = cut.total(block.abs().sum(others), 0) > 0
+        rows = cut.part(~asked.view(-1, *(1 for _ in others)))
+    elif gradient is None:
+        rows = torch.zeros(len(held), dtype=torch.bool, device=held.device)
+    elif gradient.is_sparse:
+        rows = torch.ones(len(held), dtype=torch.bool, device=held.device)
         rows[gradient.coalesce().indices()[0]] = False
     else:
-        rows = gradient.abs().sum(tuple(range(1, gradient.ndim))) == 0
-    return rows, parameter.detach()[rows].clone()
+        sums = gradient.abs().sum(others)
+        if isinstance(sums, DTensor):  # columns may be on other ranks
+            whole = [Replicate() if placement.is_partial() else placement for placement in sums.placements]
+            sums = sums.redistribute(placements=whole).to_local()
+        rows = sums == 0
+    return rows, held[rows].clone()

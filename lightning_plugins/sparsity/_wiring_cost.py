@@ -1,18 +1,21 @@
 """Wiring cost: weights are paid by the distance of the neurons that they connect, and neurons change places."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from legibility.lightning_plugins.foundation._callback import check_positive, check_strength
+from legibility.lightning_plugins.sparsity._latent import settle_rounded
 from legibility.lightning_plugins.sparsity._neurons import neurons
+from legibility.lightning_plugins.sparsity._optimizers import skipped
 from legibility.lightning_plugins.sparsity._penalty_step import PenaltyStep
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._units import Found, Piece
-from legibility.lightning_plugins.sparsity._weight_step import Stepped, skipped, whole_model
+from legibility.lightning_plugins.sparsity._weight_step import Stepped, whole_model
 from legibility.lightning_plugins.sparsity._weights import local
 from legibility.lightning_plugins.sparsity._wiring import Wiring
 from legibility.losses import reweighted_soft_threshold, root_mean_square, soft_threshold
@@ -137,12 +140,12 @@ class WiringCost(PenaltyStep):
     def _begin(self, trainer: "Trainer", fresh: bool) -> None:
         assert self.wiring is not None
         self._budget = {name: self._budget_of(name) for name in self._weights}
-        for line, places in self._tensors.items():
-            self.wiring.move(line, places.clone())
+        for line in self.wiring.places.keys() & self._tensors.keys():
+            self.wiring.move(line, self._tensors[line].clone())
         if fresh:
             for name, weight in self._data().items():
                 self._memory[f"rms.{name}"] = float(root_mean_square(weight))
-        self._tensors = self.wiring.places
+        self._keep_rounding()
         super()._begin(trainer, fresh)
 
     def _move(self, stepped: Sequence[Stepped], optimizer: Optimizer, step: int) -> None:
@@ -150,17 +153,28 @@ class WiringCost(PenaltyStep):
         for one in stepped:
             size = self._memory[f"rms.{one.name}"]
             threshold = self._threshold(self._budget[one.name], size, one.pace, step)
-            threshold = self._collected(one.name, one.weight.dtype, size, threshold)
             if threshold > 0:
-                held, skip = local(one.weight), skipped(optimizer, one.weight.device)
+                held, rounding = local(one.weight), self._rounding(one.name)
+                skip = skipped(optimizer, held.device)
                 each = local(self.wiring.prices(one.name)) * (threshold if skip is None else threshold * (1 - skip))
-                if self.reweighted:
-                    shrunk = reweighted_soft_threshold(held, each, epsilon=0.1 * size + 1e-30)
+                shrink = partial(self._shrunk, each=each, size=size)
+                if rounding is None:
+                    held.copy_(shrink(held))
                 else:
-                    shrunk = soft_threshold(held, each)
-                held.copy_(shrunk)
+                    settle_rounded(held, rounding, shrink, whole=True)
         if self.swap_every > 0 and (step + 1) % self.swap_every == 0:
             self.wiring.improve({name: self._budget[name] * self._memory[f"rms.{name}"] for name in self._weights})
+
+    def _shrunk(self, weight: Tensor, each: Tensor, size: float) -> Tensor:
+        if self.reweighted:
+            return reweighted_soft_threshold(weight, each, epsilon=0.1 * size + 1e-30)
+        return soft_threshold(weight, each)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of all; and where everything stands."""
+        if self.wiring is not None:
+            self._tensors |= self.wiring.places
+        return super().state_dict()
 
     def _to_log(self) -> dict[str, Tensor | float]:
         assert self.wiring is not None
@@ -193,13 +207,14 @@ class WiringCost(PenaltyStep):
                 raise ValueError("`arrange` needs whole weights; these are sharded.")
             order = self.wiring.places[units.name].argsort()
             for piece in (*units.pieces, *units.between):
-                _reorder(piece, order, optimizers)
+                _reorder(piece, order, optimizers, self._rounding(piece.name))
             self.wiring.move(units.name, torch.arange(len(order)))
         self._zeros = {name: weight == 0 for name, weight in self._weights.items() if name in self._zeros}
 
 
-def _reorder(piece: Piece, order: Tensor, optimizers: Sequence[Optimizer]) -> None:
-    moments = [
+def _reorder(piece: Piece, order: Tensor, optimizers: Sequence[Optimizer], rounding: Tensor | None) -> None:
+    moments = [] if rounding is None else [rounding]
+    moments += [
         value
         for optimizer in optimizers
         for value in optimizer.state.get(piece.tensor, {}).values()

@@ -26,7 +26,7 @@ LAUNCHED = {
 }
 BESIDE = {
     "lightning.pytorch": ["report: DDP", "split life", "static graph, accumulated"],
-    "pytorch_lightning": ["report: FSDP2", "FSDP1"],
+    "pytorch_lightning": ["report: FSDP2", "FSDP1", "tensor parallel: parts"],
 }
 LOW = ("bf16-mixed", "FSDP2, bf16")
 
@@ -101,6 +101,13 @@ def test_a_static_graph_with_accumulation_fails_in_torch_with_and_without_studen
     for rank in ranks["static graph, accumulated"]:
         assert "expect_autograd_hooks_" in rank["bare"] and rank["ours"] == rank["bare"]
         assert rank["ours, steps"] == rank["bare, steps"]
+
+
+def test_activations_that_ranks_have_parts_of_are_refused(ranks: Launched) -> None:
+    for rank in ranks["tensor parallel: parts"]:
+        assert rank["said"].startswith(
+            "`taps` = 'net.trunk.0': the ranks of tensor parallelism don't see the same numbers"
+        )
 
 
 def test_fsdp1_does_what_is_written_out(ranks: Launched) -> None:

@@ -25,6 +25,9 @@ PROGRAM = Path(__file__).parents[1] / "two_shards.py"
         ("pytorch_lightning", "columns"),
         ("lightning.pytorch", "neurons"),
         ("pytorch_lightning", "wiring"),
+        ("lightning.pytorch", "latent"),
+        pytest.param("pytorch_lightning", "by rows", marks=pytest.mark.slow),
+        pytest.param("pytorch_lightning", "words", marks=pytest.mark.slow),
     ],
 )
 def test_sharded_weights_equal_whole_ones(tmp_path: Path, namespace: str, which: str) -> None:
@@ -58,6 +61,11 @@ def test_sharded_weights_equal_whole_ones(tmp_path: Path, namespace: str, which:
         ("lightning.pytorch", "l1", "flat"),  # rank 1 holds nothing of the first weight, and half of the second
         ("pytorch_lightning", "top_k", "flat layers"),
         ("lightning.pytorch", "neurons", "flat"),
+        ("pytorch_lightning", "latent", "flat"),
+        ("lightning.pytorch", "by rows", "flat"),
+        pytest.param("pytorch_lightning", "by rows", "flat layers", marks=pytest.mark.slow),
+        pytest.param("lightning.pytorch", "words", "flat", marks=pytest.mark.slow),
+        pytest.param("lightning.pytorch", "preconditioned", "flat", marks=pytest.mark.slow),
         pytest.param("pytorch_lightning", "neurons", "flat layers", marks=pytest.mark.slow),
         pytest.param("pytorch_lightning", "rows", "flat", marks=pytest.mark.slow),
         pytest.param("lightning.pytorch", "columns", "flat", marks=pytest.mark.slow),
@@ -90,7 +98,6 @@ def test_flat_pieces_of_weights_equal_whole_ones(tmp_path: Path, namespace: str,
 @pytest.mark.parametrize(
     ("which", "how", "message"),
     [
-        ("preconditioned", "flat", "`preconditioned` compares the moments of a whole weight"),
         ("l1", "flat vector", "`targets`: FSDPStrategy .* with `use_orig_params=False`"),
     ],
 )
@@ -100,9 +107,30 @@ def test_what_flat_pieces_cannot_give_is_refused(tmp_path: Path, which: str, how
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("which", ["legibility", "several", "latent", "by rows"])
+def test_a_grid_of_ranks_equals_one_process(tmp_path: Path, which: str) -> None:
+    """Two dimensions of sharding at once, FSDP2 and tensor parallelism: counts are of all four ranks."""
+    main("pytorch_lightning", str(tmp_path / "result"), which)
+    alone = torch.load(tmp_path / "result-1-0.pt", weights_only=True)
+    ranks = two(PROGRAM, "pytorch_lightning", tmp_path / "result", which, "grid", world=4)
+    assert all(torch.equal(ranks[0]["weights"], rank["weights"]) for rank in ranks), "ranks disagree"
+    torch.testing.assert_close(ranks[0]["weights"], alone["weights"], rtol=1e-5, atol=1e-6)
+    assert torch.equal(ranks[0]["weights"] == 0, alone["weights"] == 0)
+    if which == "legibility":
+        assert any(alone["active"].values())
+        for ours, theirs in zip(ranks[0]["students"], alone["students"], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    else:
+        assert alone["zeros"][0] > 0.1 and ranks[0]["zeros"] == alone["zeros"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "how"),
     [
+        ("latent", "whole"),
+        ("latent", "flat"),
+        ("latent", "flat layers"),
         ("legibility", "whole"),
         ("l1", "whole"),
         ("top_k", "whole"),

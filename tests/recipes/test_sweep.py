@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from legibility.recipes._cli import main
 from legibility.recipes._plan import Job, forget_failures, plan, unfinished
 from legibility.recipes._pool import Event, run_all
 from legibility.recipes._sweep import _Screen, cores
@@ -30,6 +32,14 @@ def edit(path: Path, old: str, new: str) -> None:
 def sweep(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "legibility.recipes._cli", "sweep", "./toy.py", *arguments]
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of this process's sweeps are copies of one that has imported torch and the engine, not new ones."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["legibility.recipes._engine"])
+    monkeypatch.setattr("legibility.recipes._pool.multiprocessing.get_context", lambda method: context)
 
 
 def records(folder: str = "runs") -> dict[str, Any]:
@@ -69,14 +79,17 @@ def test_a_sweep_goes_on_where_it_was_killed(toy: Path) -> None:
     assert "6 of 6 runs are finished already" in nothing.stdout
 
 
-def test_a_failing_arm_and_a_dying_process_do_not_stop_the_others(toy: Path) -> None:
+@pytest.mark.usefixtures("imported")
+def test_a_failing_arm_and_a_dying_process_do_not_stop_the_others(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     edit(toy, '{"decay": 0.5}', '{"fail": True}')
     edit(toy, 'print("Other says", self.strength)', "os._exit(7)")
-    done = sweep("--jobs", "1", "--seeds", "0,4")
-    assert done.returncode == 1
+    command = ["sweep", "./toy.py", "--jobs", "1", "--seeds", "0,4"]
+    assert main(command) == 1
     assert [name.split("/")[3:5] for name in records()] == [["plain", "seed-0"], ["plain", "seed-4"]]
-    assert "2 runs done" in done.stdout
-    text = re.sub(r"\s+", " ", done.stdout)
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "2 runs done" in text
     assert "FAILED runs/toy/quick/decay/seed-0: FloatingPointError: this arm always fails" in text
     assert "see runs/toy/quick/decay/seed-0/error.txt" in text
     assert "FAILED runs/toy/quick/other/seed-4: its process ended with exit code 7" in text
@@ -84,16 +97,17 @@ def test_a_failing_arm_and_a_dying_process_do_not_stop_the_others(toy: Path) -> 
     assert "exit code 7" in Path("runs/toy/quick/other/seed-0/error.txt").read_text()
     # What failed is tried again by choice, or when it is no longer the same run.
     edit(toy, '{"fail": True}', '{"decay": 0.5}')
-    again = sweep("--jobs", "1", "--seeds", "0,4")
-    assert again.returncode == 1
-    assert "2 of 6 runs are finished already" in again.stdout
+    assert main(command) == 1
+    printed = capsys.readouterr().out
+    assert "2 of 6 runs are finished already" in printed
     assert len(records()) == 4
     assert not Path("runs/toy/quick/decay/seed-0/error.txt").exists()
-    assert [line.split()[2] for line in again.stdout.splitlines() if line.startswith("left out")] == [
+    assert [line.split()[2] for line in printed.splitlines() if line.startswith("left out")] == [
         f"toy/quick/other/seed-{seed}" for seed in (0, 4)
     ]
 
 
+@pytest.mark.usefixtures("imported")
 def test_what_needs_a_failed_run_is_not_tried(toy: Path) -> None:
     edit(
         toy,
@@ -139,6 +153,7 @@ def test_what_is_finished_is_kept_and_workers_end(toy: Path, asked: signal.Signa
             time.sleep(0.1)
 
 
+@pytest.mark.usefixtures("imported")
 def test_progress_of_a_run_is_heard(toy: Path) -> None:
     jobs: list[Job] = plan(["./toy.py"], arms=["plain"], seeds=[0], out=Path("runs"))
     heard: list[Event] = []
@@ -183,6 +198,7 @@ def test_two_sweeps_of_one_folder_share_the_runs(toy: Path) -> None:
     assert len(records()) == 6
 
 
+@pytest.mark.usefixtures("imported")
 def test_a_sweep_that_looked_before_the_other_began_and_starts_when_it_is_done_runs_nothing(toy: Path) -> None:
     # The widest gap that two sweeps can have between look and claim: torch's import alone is longer than all toy runs.
     edit(toy, '{"decay": 0.5}', '{"fail": True}')

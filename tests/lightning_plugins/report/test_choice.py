@@ -24,6 +24,8 @@ from legibility.students import LinearStudent
 from legibility.tradeoff import RunRecord, load_record
 
 CHEAP = ["canonical_gini", "participation_ratio", "activation_l0", "lens_gap", "explanation_error", "selectivity"]
+# Of tests that measure for seconds: the scores don't see which namespace trained.
+ONE = pytest.mark.parametrize("pl", ["pytorch_lightning"], indirect=True)
 
 
 def report(folder: Path, **options: Any) -> InterpretabilityReport:
@@ -130,6 +132,7 @@ def test_dictionaries_with_masks_are_asked_example_by_example(
     assert "more than one tensor" in entry(plugin.record, "explanation_error").reason
 
 
+@ONE
 def test_a_regression_has_reasons_where_a_distribution_is_needed(
     pl: Any, trainer: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -159,6 +162,7 @@ def test_images_are_asked_as_images(pl: Any, trainer: Callable[..., Any], tmp_pa
     assert entry(plugin.record, "explanation_error").value is not None
 
 
+@ONE
 def test_nothing_is_said_for_a_constant_model(pl: Any, trainer: Callable[..., Any], tmp_path: Path) -> None:
     module = make_module(pl)
     with torch.no_grad():
@@ -364,9 +368,9 @@ def test_a_model_that_is_the_module_itself_is_copied_without_its_trainer(
 def test_what_is_spread_over_ranks_says_so(
     pl: Any, trainer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from legibility.lightning_plugins.report import _finished
+    from legibility.lightning_plugins.report._queries import Subject
 
-    monkeypatch.setattr(_finished, "in_step", lambda trainer: True)
+    monkeypatch.setattr(Subject, "sharded", True)
     plugin = report(tmp_path, scores="*", page=True)
     trainer(plugin).fit(make_module(pl), loader(64), loader(64))
     assert "spread over ranks" in entry(plugin.record, "circuit_nodes").reason

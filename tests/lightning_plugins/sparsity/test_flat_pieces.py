@@ -18,7 +18,6 @@ from legibility.lightning_plugins import (
     remove_dead_neurons,
     to_torch_sparse,
 )
-from legibility.lightning_plugins.sparsity import _weight_step
 
 PROGRAM = Path(__file__).parents[2] / "flat_groups.py"
 
@@ -40,16 +39,6 @@ def test_groups_of_flat_pieces_are_those_of_whole_weights(tmp_path: Path, how: s
             torch.testing.assert_close(found["numbers"], expected["numbers"], rtol=1e-6, atol=1e-7)
             zeros = [[w == 0 for w in side["numbers"]["weights"]] for side in (found, expected)]
             assert all(torch.equal(a, b) for a, b in zip(*zeros, strict=True)) and any(w.any() for w in zeros[0])
-
-
-def test_an_embedding_in_pieces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows without gradient are to stay, and a piece doesn't know its rows."""
-    model: Any = nn.ModuleDict({"words": nn.Embedding(5, 4), "head": nn.Linear(4, 5)})
-    monkeypatch.setattr(_weight_step, "cuts", lambda root: {id(p): None for p in root.parameters()})
-    trainer: Any = SimpleNamespace(model=None)
-    with pytest.raises(ValueError, match=r"`targets`: words\.weight, an embedding, needs rows, and FSDPStrategy"):
-        L1Sparsity(1.0, targets="words.weight")._install(trainer, model)
-    L1Sparsity(1.0)._install(trainer, model)
 
 
 class FullyShardedDataParallel(nn.Module):

@@ -1,5 +1,6 @@
 """Latent weights: what thresholds took is kept beneath them."""
 
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -136,18 +137,16 @@ def sharded() -> Iterator[nn.Parameter]:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ("callback", "message"),
-    [
-        (L1Sparsity(1.0, latent=True), r"`latent` needs whole weights; layer\.weight"),
-        (TopKSparsity(0.5, latent=True), r"`latent` needs whole weights; layer\.weight"),
-        (TopKSparsity(0.5, minimum_per_row=1), r"`minimum_per_row` needs whole rows; those of layer\.weight"),
-    ],
-)
-def test_shards_that_can_not_be_followed_are_refused(sharded: nn.Parameter, callback: Any, message: str) -> None:
-    callback._weights = {"layer.weight": sharded}
-    with pytest.raises(ValueError, match=message):
-        callback._begin(None, fresh=True)
+@pytest.mark.parametrize("callback", [L1Sparsity(1.0, latent=True), TopKSparsity(0.5, latent=True)])
+def test_shards_are_saved_whole_and_copied_not_at_all(sharded: nn.Parameter, callback: Any) -> None:
+    """A copy has no ranks to put its pieces together with."""
+    callback._weights, callback._start = {"layer.weight": sharded}, 0
+    callback._begin(None, fresh=True)
+    taken = callback._tensors["taken.layer.weight"].normal_()
+    assert torch.equal(callback.state_dict()["tensors"]["taken.layer.weight"], taken)
+    callback._weights = {}
+    copy = pickle.loads(pickle.dumps(callback))
+    assert "taken.layer.weight" not in copy._tensors and not copy._layouts
 
 
 @pytest.mark.parametrize("other", ["whole", "on all alike", "over another mesh", "by rows"])

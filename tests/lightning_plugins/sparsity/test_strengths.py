@@ -9,7 +9,7 @@ import torch
 from tiny import loader, make_module, net, weights_of
 from torch import nn
 
-from legibility.lightning_plugins import L1Sparsity, Schedule, TopKSparsity
+from legibility.lightning_plugins import GroupSparsity, L1Sparsity, Schedule, TopKSparsity, WiringCost
 from legibility.lightning_plugins.sparsity._weights import target_weights
 from legibility.losses import soft_threshold
 
@@ -65,6 +65,132 @@ def test_low_precision_weights_lose_their_budget_too(pl: Any, trainer: Callable[
     trainer(sparse, max_epochs=50).fit(module, loader())
     lost = (start - module.model.first.weight.detach()).abs().float().max() / start.float().square().mean().sqrt()
     assert 0.4 < lost < 0.55
+
+
+HALVES: dict[str, Callable[[], Any]] = {
+    "l1": lambda: L1Sparsity(6.0, heal=0.2, total_steps=80),
+    "preconditioned": lambda: L1Sparsity(3.0, preconditioned=0.1, heal=0.2, total_steps=80),
+    "group": lambda: GroupSparsity(3.0, groups="neurons", heal=0.2, total_steps=80),
+    "wiring": lambda: WiringCost(6.0, heal=0.2, total_steps=80),
+}
+
+
+@pytest.mark.parametrize("which", HALVES)
+def test_low_precision_weights_keep_their_zeros_against_the_task(
+    pl: Any, trainer: Callable[..., Any], which: str
+) -> None:
+    """The optimizer moves zeros away at each step, and each step must bring them back."""
+    shares = {}
+    for precision in ("32-true", "bf16-true"):
+        module, callback = make_module(pl, optimizer="adamw"), HALVES[which]()
+        seen: list[float] = []
+
+        class Look(pl.Callback):  # type: ignore[misc]
+            def on_train_batch_end(self, *args: Any, seen: list[float] = seen, callback: Any = callback) -> None:
+                seen.append(float(callback.zero_share()))
+
+        trainer([callback, Look()], max_epochs=10, precision=precision).fit(module, loader())
+        shares[precision] = seen
+    full, half = shares["32-true"], shares["bf16-true"]
+    assert full[-1] > 0.1
+    assert max(abs(a - b) for a, b in zip(full, half, strict=True)) < 0.1
+
+
+@pytest.mark.parametrize("which", HALVES)
+def test_low_precision_resumes_exactly(pl: Any, trainer: Callable[..., Any], tmp_path: Path, which: str) -> None:
+    whole, half, resumed = (make_module(pl, optimizer="adamw") for _ in range(3))
+    options = {"precision": "bf16-true"}
+    trainer(HALVES[which](), max_epochs=4, **options).fit(whole, loader())
+    first = trainer(HALVES[which](), max_epochs=2, **options)
+    first.fit(half, loader())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    trainer(HALVES[which](), max_epochs=4, **options).fit(resumed, loader(), ckpt_path=str(tmp_path / "half.ckpt"))
+    assert torch.equal(weights_of(whole), weights_of(resumed))
+
+
+class Normed(nn.Module):
+    """Scale is of no account to what a norm follows: groups shrink alike, and die together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Linear(10, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU()),
+            *(nn.Linear(32, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 5)),
+        )
+
+    def forward(self, x: Any) -> Any:
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("goal", [0.5, 0.8])
+def test_a_goal_for_groups_is_never_passed(pl: Any, trainer: Callable[..., Any], goal: float) -> None:
+    module = make_module(pl, optimizer="adamw")
+    torch.manual_seed(0)
+    module.net = Normed()
+    sparse = GroupSparsity(sparsity=goal, exclude="net.layers.6.*")
+    fit = trainer(sparse, max_epochs=40, log_every_n_steps=1)
+    fit.fit(module, loader(shuffle=True))
+    assert goal - 0.1 < fit.callback_metrics["legibility/group/dead"] <= goal + 1 / 64
+    for index in (0, 3):
+        assert (module.net.layers[index].weight != 0).any()
+
+
+def test_a_goal_that_is_missed_is_said(pl: Any, trainer: Callable[..., Any]) -> None:
+    with pytest.warns(UserWarning, match=r"`sparsity` = 0.9 was asked for, 0\.\d+ was reached after 8 of 80 steps"):
+        trainer(L1Sparsity(sparsity=0.9, total_steps=80)).fit(make_module(pl), loader())
+
+
+def test_a_weight_that_died_is_said_once(pl: Any, trainer: Callable[..., Any]) -> None:
+    with pytest.warns(UserWarning, match=r"all of net\.0\.weight, net\.2\.weight, net\.4\.weight is zero now") as seen:
+        trainer(L1Sparsity(1000.0), max_epochs=3, log_every_n_steps=1).fit(make_module(pl), loader())
+    assert sum("is zero now" in str(one.message) for one in seen) == 1
+
+
+def test_a_loss_that_nobody_logs_is_said(pl: Any, trainer: Callable[..., Any]) -> None:
+    with pytest.warns(UserWarning, match=r"`monitor` = 'taks' was not logged in this epoch.*Logged were: .*task"):
+        trainer(L1Sparsity(loss_budget=0.3, monitor="taks")).fit(make_module(pl), loader())
+
+
+def test_weights_that_no_optimizer_steps_are_named_and_not_counted(pl: Any, trainer: Callable[..., Any]) -> None:
+    module = make_module(pl)
+    module.configure_optimizers = lambda: torch.optim.AdamW(module.net[4].parameters(), lr=1e-2)
+    before = module.net[0].weight.detach().clone()
+    fit = trainer(L1Sparsity(sparsity=0.5), max_epochs=50, log_every_n_steps=1)
+    with pytest.warns(UserWarning, match=r"no optimizer steps net\.0\.weight, net\.2\.weight\. They stay as they are"):
+        fit.fit(module, loader())
+    assert torch.equal(module.net[0].weight, before)
+    share = float((module.net[4].weight == 0).float().mean())
+    assert abs(share - 0.5) < 0.05 and abs(float(fit.callback_metrics["legibility/l1/zeros"]) - share) < 0.05
+
+
+class Tokens(nn.Module):
+    """A vision transformer's parameters that are no layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cls_token, self.pos_embed = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.ones(3, 4))
+        self.latents, self.mixer = nn.Parameter(torch.ones(1, 7, 4)), nn.Parameter(torch.ones(4, 4))
+        self.experts, self.layer = nn.Parameter(torch.ones(2, 4, 4)), nn.Conv1d(4, 1, 3)
+
+
+def test_what_is_added_to_each_example_is_no_matrix() -> None:
+    assert set(target_weights(Tokens(), "*", ())) == {"mixer", "experts", "layer.weight"}
+    assert set(target_weights(Tokens(), ["pos_embed", "layer.*"], ())) == {"pos_embed", "layer.weight"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: L1Sparsity({}), "`strength` is an empty mapping"),
+        (lambda: L1Sparsity(1.0, total_steps=0), "`total_steps` .* got 0"),
+        (lambda: L1Sparsity(1.0, schedule="cubic"), "`schedule` must be a Schedule.*'cubic'"),  # type: ignore[arg-type]
+        (lambda: TopKSparsity(0.5, minimum_per_row=1.5), "`minimum_per_row` .* got 1.5"),  # type: ignore[arg-type]
+        (lambda: target_weights(Tokens(), [], ()), "`targets` is empty"),
+    ],
+)
+def test_what_is_no_strength_is_said_at_once(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
 
 
 @pytest.mark.parametrize("goal", [0.5, 0.9])

@@ -2,12 +2,17 @@
 
 import copy
 import io
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.sparse import _semi_structured_conversions
 
 from legibility.lightning_plugins import to_torch_sparse
+from legibility.lightning_plugins.sparsity import _torch_sparse
 from legibility.lightning_plugins.sparsity._torch_sparse import SparseLinear
 
 
@@ -76,6 +81,14 @@ def test_what_stays_dense_says_why() -> None:
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_dense_on_a_cpu(dtype: torch.dtype) -> None:
+    layer = pruned(nn.Linear(8, 8)).to(dtype)
+    found = to_torch_sparse(layer)
+    assert not found.taken and "of which torch has no sparse product on a CPU" in found.left[""]
+    found.model(torch.zeros(2, 8, dtype=dtype))
+
+
 def test_shared_layers_and_a_copy_and_a_file() -> None:
     shared = pruned(nn.Linear(8, 8))
     model = nn.Sequential(shared, nn.Tanh(), shared)
@@ -119,6 +132,79 @@ def test_the_pattern_of_two_in_four_is_checked_and_never_made() -> None:
     assert torch.equal(found.model[1].weight, layers[1].weight)  # type: ignore[index]
 
 
+@pytest.fixture
+def kernels_by_hand(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch's own packing and dispatch of 2:4 weights on the CPU; only the two products that a GPU has are written out."""
+    weights: Any = torch.sparse.SparseSemiStructuredTensor
+    cutlass: Any = torch.sparse.SparseSemiStructuredTensorCUTLASS
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
+        pytest.skip("what is replaced here lies elsewhere in older versions of torch")
+    check = cutlass._validate_device_dim_dtype_shape.__func__
+
+    def all_but_the_device(cls: Any, tensor: Tensor) -> None:
+        seen = SimpleNamespace(is_cuda=True, dim=tensor.dim, is_contiguous=tensor.is_contiguous)
+        seen.dtype, seen.shape = tensor.dtype, tensor.shape
+        check(cls, seen)
+
+    def product(packed: Tensor, meta: Tensor, x: Tensor, *, out_dtype: Any = None) -> Tensor:
+        conversions: Any = _semi_structured_conversions
+        dense: Tensor = conversions.sparse_semi_structured_to_dense_cutlass(packed, meta)
+        return dense @ x
+
+    def biased(bias: Tensor, packed: Tensor, meta: Tensor, x: Tensor, *, out_dtype: Any = None) -> Tensor:
+        return product(packed, meta, x) + bias[:, None]
+
+    monkeypatch.setattr(weights, "_FORCE_CUTLASS", True)
+    monkeypatch.setattr(cutlass, "_validate_device_dim_dtype_shape", classmethod(all_but_the_device))
+    monkeypatch.setattr(_torch_sparse, "_no_kernels", lambda device: None)
+    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    library.impl("_sparse_semi_structured_mm", product, "CPU")
+    library.impl("_sparse_semi_structured_addmm", biased, "CPU")
+    yield
+    library._destroy()
+
+
+def two_in_four(layer: nn.Linear) -> nn.Linear:
+    """Any two of each four weights gone, of some fours more."""
+    torch.manual_seed(0)
+    fours = layer.weight.data.view(len(layer.weight), -1, 4)
+    fours.scatter_(2, torch.rand_like(fours, dtype=torch.float32).argsort(-1)[..., :2], 0.0)
+    fours[:3], fours[4, :, 0] = 0.0, 0.0
+    return layer
+
+
+@pytest.mark.usefixtures("kernels_by_hand")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemiStructuredTensor:UserWarning")
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_two_in_four_packed_by_torch_computes_the_same(bias: bool, dtype: torch.dtype, gradients: bool) -> None:
+    layer = two_in_four(nn.Linear(64, 32, bias=bias, dtype=dtype))
+    found = to_torch_sparse(layer, "2:4")
+    assert list(found.taken) == [""] and found.taken[""] > 0.5 and not found.left
+    weight: Any = found.model.weight
+    assert torch.equal(weight.to_dense(), layer.weight)
+    held = sum(part.numel() * part.element_size() for part in (weight.packed, weight.meta))
+    assert held == 9 / 16 * layer.weight.numel() * 2
+    xs = [torch.randn(shape) for shape in ((5, 64), (2, 3, 64), (64,), (0, 64))]
+    with torch.set_grad_enabled(gradients):
+        for x in (x.to(dtype) for x in [*xs, torch.randn(64, 7).T, torch.randn(3, 2, 64).transpose(0, 1)]):
+            for model in (found.model, copy.deepcopy(found.model)):
+                torch.testing.assert_close(model(x), layer(x), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.usefixtures("kernels_by_hand")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemiStructuredTensor:UserWarning")
+def test_shapes_that_the_kernels_do_not_take_stay() -> None:
+    """A model is not lost for a head of ten classes."""
+    model = nn.Sequential(two_in_four(nn.Linear(64, 64).half()), nn.ReLU(), two_in_four(nn.Linear(64, 10).half()))
+    found = to_torch_sparse(model, "2:4")
+    assert list(found.taken) == ["0"] and list(found.left) == ["2"]
+    assert "is not taken by torch: " in found.left["2"] and "must be larger or equal" in found.left["2"]
+    x = torch.randn(3, 64).half()
+    torch.testing.assert_close(found.model(x), model(x), rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -127,8 +213,12 @@ def test_two_in_four_computes_the_same(dtype: torch.dtype) -> None:
     layer.weight.data.view(128, 64, 4)[..., 2:] = 0
     found = to_torch_sparse(layer, "2:4")
     assert found.taken == {"": 0.5}
-    x = torch.randn(64, 256, dtype=dtype, device="cuda")
-    torch.testing.assert_close(found.model(x), layer(x), rtol=1e-2, atol=1e-2)
+    for x in (torch.randn(64, 256), torch.randn(3, 5, 256), torch.randn(256, 40).T):
+        x = x.to("cuda", dtype)
+        torch.testing.assert_close(found.model(x), layer(x), rtol=1e-2, atol=1e-2)
+    head = nn.Linear(256, 10, dtype=dtype, device="cuda")
+    head.weight.data.view(10, 64, 4)[..., 2:] = 0
+    assert "is not taken by torch" in to_torch_sparse(head, "2:4").left[""]
 
 
 @pytest.mark.parametrize(
