@@ -18,7 +18,7 @@ from legibility.lightning_plugins.report._controls import RandomInitControl, Tem
 from legibility.lightning_plugins.report._cost import Clock, cost_entry
 from legibility.lightning_plugins.report._finished import finished_model
 from legibility.lightning_plugins.report._imitation_scores import Families
-from legibility.lightning_plugins.report._measurement import Extent, Measurement, logged_loss, measure_subject
+from legibility.lightning_plugins.report._measurement import Extent, Measurement, measure_subject, take_logged_loss
 from legibility.lightning_plugins.report._page_files import write_page
 from legibility.lightning_plugins.report._query_keeper import QueryKeeper
 from legibility.lightning_plugins.report._run_record import plain_hparams, plugins_of, record_path, run_record, terms_of
@@ -87,7 +87,7 @@ class InterpretabilityReport(LegibilityCallback):
     Raises:
         TypeError: For arguments of a wrong type, such as a class in place of a student.
         ValueError: Before training, for names that match nothing and numbers out of range. A ``task_loss`` that was never
-            logged is known after it: that is warned of and noted, and the loss is that of the queries.
+            logged is found out after it: the queries' loss stands in its place, with a warning and a note.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -152,7 +152,6 @@ class InterpretabilityReport(LegibilityCallback):
         self._clock = Clock()
         self._recorder(pl_module, taps=True)  # names that match nothing are said now, not after training
         self._keeper.start(pl_module)
-        self._concepts = ConceptsSought(self.concepts)
 
     def _uninstall(self) -> None:
         self._keeper.stop()
@@ -347,9 +346,5 @@ class InterpretabilityReport(LegibilityCallback):
                 progress=progress,
             )
         if self.task_loss is not None:
-            try:
-                found.task = logged_loss(trainer.callback_metrics, self.task_loss, found.task)
-            except ValueError as error:  # the scores were taken, and the queries have a loss of their own
-                rank_zero_warn(f"InterpretabilityReport: {error}")
-                found.notes.append(str(error))
+            take_logged_loss(found, trainer.callback_metrics, self.task_loss)
         return found
