@@ -1,49 +1,30 @@
 """Finds the neurons of a network: which layer reads what another layer computes, and nothing else does."""
 
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
-from torch.fx import Graph, Node, Tracer
 from torch.nn import functional
 
-from legibility.lightning_plugins.foundation._names import plain_name, unwrapped
-from legibility.lightning_plugins.sparsity._units import Found, Piece, Tensors, Units
-
-_LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-_MIX = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
-# What acts on each unit by itself; those of the first line make 0 of 0.
-_STILL = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh),
-    *(nn.Softsign, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Identity, nn.modules.dropout._DropoutNd),
-)
-_ALIVE = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus, nn.LogSigmoid, nn.Hardtanh, nn.Threshold)
-_POOLS = (
-    *(nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._LPPoolNd),
-    *(nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd, nn.Upsample),
-)
-_STILL_NAMES = (
-    *("relu", "relu_", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "tanh"),
-    *("softsign", "dropout", "dropout1d", "dropout2d", "dropout3d", "contiguous", "clone"),
-)
-_ALIVE_NAMES = ("sigmoid", "hardsigmoid", "softplus", "logsigmoid")
-_POOL_NAMES = (
-    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "interpolate"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d"),
-    *("adaptive_max_pool2d", "adaptive_max_pool3d"),
-)
-_ASKS = ("size", "dim", "shape", "ndim")
+from legibility.lightning_plugins.foundation._names import unwrapped
+from legibility.lightning_plugins.sparsity._source import Source, framework_methods
+from legibility.lightning_plugins.sparsity._traces import is_leaf, traces
+from legibility.lightning_plugins.sparsity._units import Found, Tensors, Units
+from legibility.lightning_plugins.sparsity._way import LINEAR, STILL, Way, Ways, why_not
 
 
 def neurons(root: nn.Module) -> Found:
     """The neurons of every Linear or convolution layer whose output one other such layer reads, and nothing else.
 
-    The way from one to the other is read off ``forward`` by ``torch.fx``; a module that can't be traced is entered, and
-    its children are read as their own ``forward`` says. On the way there may be activations, dropout, pooling, flattening
-    and batch or instance norms (which treat each unit by itself). The two feed-forward layers inside of ``torch``'s transformer
-    layers are known.
+    The way from one to the other is read off ``forward`` by ``torch.fx``: in training and in evaluation mode, on both sides
+    of every ``if`` that asks for values, with and without the arguments that may be ``None``. All must agree. On the way
+    there may be activations, dropout, pooling, flattening and batch or instance norms (which treat each unit by itself;
+    a batch norm behind a Linear layer is taken to see (batch, units)). The two feed-forward layers inside of
+    ``torch``'s transformer layers are known.
+
+    Code that can't be traced, and what else Lightning calls (``training_step``), is read as text: what it calls whole
+    is traced by itself. A layer that it calls by itself or walks to in a ``Sequential`` is left out, and so is one whose
+    weight is read as a tensor, whose width is asked for, or that has a hook. Unknown stays what no method of the model
+    shows: that somebody else calls a layer.
 
     Args:
         root: The module to search.
@@ -59,222 +40,154 @@ def neurons(root: nn.Module) -> Found:
         {'3': "its output is the model's"}
     """
     tensors, found = Tensors(root), Found()
+    calls = _Calls(tensors)
+    calls.enter("")
+    calls.enter_the_rest()
+    ways: dict[str, list[Way]] = {}
     for path, module in tensors.modules.items():
         if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
-            first, second = (f"{path}.{name}" if path else name for name in ("linear1", "linear2"))
-            still = module.activation in (functional.relu, functional.gelu) or isinstance(module.activation, _STILL)
-            _take(found, tensors, first, second, outer=1, inner=1, between=(), still=still)
-    for graph, prefix in _graphs(root, ""):
-        _read(graph, prefix, tensors, found)
-    for path, module in tensors.modules.items():
-        if isinstance(module, _LINEAR) and path not in found.left_out and not any(u.name == path for u in found):
-            found.left_out[path] = "what reads its output could not be found"
-    return found
-
-
-class _Tracer(Tracer):
-    """Takes ``torch``'s own layers as they are, also where a wrapper (FSDP) gave them a class of its own."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        kinds = [kind for kind in type(m).__mro__ if kind.__module__.startswith("torch.nn.modules.")]
-        return not isinstance(m, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and kinds[0] is not nn.Module
-
-
-def _graphs(module: nn.Module, prefix: str) -> Iterator[tuple[Graph, str]]:
-    """The graph of a module, or of its children where it has none or does not call them."""
-    module = unwrapped(module)
-    if not any(isinstance(child, _LINEAR) for child in module.modules()):
-        return
-    called: set[str] = set()
-    if not _Tracer().is_leaf_module(module, ""):
-        graph = _traced(module)
-        if graph is not None:
-            called = {plain_name(str(node.target)) for node in graph.nodes if node.op == "call_module"}
-            yield graph, prefix
-    for name, child in module.named_children():
-        if not any(path == plain_name(name) or path.startswith(plain_name(name) + ".") for path in called):
-            yield from _graphs(child, plain_name(f"{prefix}.{name}" if prefix else name))
-
-
-def _traced(module: nn.Module) -> Graph | None:
-    """None where the module's code can't be run with symbols in place of tensors."""
-    try:
-        # Tracing runs the user's code: on a copy without weights of its own, so that nothing it sets stays.
-        with torch.random.fork_rng(devices=[]):
-            return _Tracer().trace(_shell(module, {}))
-    except Exception:  # noqa: BLE001 - there is no telling what that code raises
-        return None
-
-
-def _shell(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
-    module = unwrapped(module)  # what a wrapper does around each call is not the model's
-    if module not in known:
-        shell = known[module] = object.__new__(type(module))  # parametrised modules refuse to be copied
-        shell.__dict__ = dict(module.__dict__)
-        for table in ("_parameters", "_buffers"):
-            shell.__dict__[table] = dict(module.__dict__[table])
-        children = module._modules.items()
-        shell.__dict__["_modules"] = {n: None if c is None else _shell(c, known) for n, c in children}
-    return known[module]
-
-
-def _read(graph: Graph, prefix: str, tensors: Tensors, found: Found) -> None:
-    def path_of(node: Node) -> str:
-        return plain_name(f"{prefix}.{node.target}" if prefix else str(node.target))
-
-    calls = [path_of(node) for node in graph.nodes if node.op == "call_module"]
-    for node in graph.nodes:
-        if node.op != "call_module" or not isinstance(tensors.modules.get(path_of(node)), _LINEAR):
-            continue
-        path = path_of(node)
-        reason = _why_not(tensors, path) or ("is called more than once" if calls.count(path) > 1 else None)
-        if reason is None:
-            way = _Way(node, path, tensors, path_of)
-            reason = way.follow()
-            if reason is None and calls.count(way.reader) > 1:
-                reason = f"{way.reader}, which reads it, is called more than once"
+            ways |= _feed_forward(path, module, tensors)
+    for graph in calls.graphs:
+        for path, way in graph.ways.items():
+            ways.setdefault(path, []).append(way)
+    for path, several in ways.items():
+        reason = next((way.reason for way in several if way.reason is not None), None)
+        reason = reason or next(filter(None, (calls.why_not(part, several[0]) for part in several[0].parts)), None)
+        reason = reason or calls.untraced_reader(tensors.piece(path, "weight", 0).count)
+        if reason is None and len({(way.reader, way.outer, way.inner, *way.parts) for way in several}) > 1:
+            reason = f"is read by {' or '.join(dict.fromkeys(way.reader for way in several))}, as the case may be"
         if reason is not None:
             found.left_out[path] = reason
         else:
-            _take(found, tensors, path, way.reader, way.outer, way.inner, tuple(way.between), way.still)
+            _take(found, tensors, several)
+    for path, module in tensors.modules.items():
+        if isinstance(module, LINEAR) and path not in ways:
+            found.left_out[path] = calls.outside(path) or "what reads its output could not be found"
+    return found
 
 
-class _Way:
-    """Follows the output of a layer to the one that reads it."""
+class _Calls:
+    """All graphs of a model, and what the code that has none calls."""
 
-    def __init__(self, node: Node, path: str, tensors: Tensors, path_of: Any) -> None:
-        self.node, self.tensors, self.path_of = node, tensors, path_of
-        self.layer: Any = tensors.modules[path]
-        self.count = tensors.piece(path, "weight", 0).count
-        self.spatial = not isinstance(self.layer, nn.Linear)  # units stand in dimension 1, pixels behind
-        self.flat = False
-        self.between: list[Piece] = []
-        self.still = True
-        self.reader, self.outer, self.inner = "", 1, 1
+    def __init__(self, tensors: Tensors) -> None:
+        self.tensors = tensors
+        self.modules = {path: unwrapped(module) for path, module in tensors.modules.items()}
+        self.paths = {module: path for path, module in self.modules.items()}
+        self.graphs: list[Ways] = []
+        self.source = Source()
+        self._forward = Source()  # what runs in a trace: its methods need not be read as text
+        self._entered: set[str] = set()
+        for module in self.paths:
+            if "forward" in vars(module):
+                self.source.lost[module] = "the forward that was put onto it"
 
-    def follow(self) -> str | None:
-        """Why it leads nowhere; None if it leads to ``reader``."""
-        node = self.node
-        while True:
-            users = [user for user in node.users if not _asks(user)]
-            if len(users) != 1:
-                return f"its output is used {len(users)} times ({', '.join(u.name for u in users)})"
-            (user,) = users
-            if user.op == "output":
-                return "its output is the model's"
-            inputs = [other for other in user.all_input_nodes if not _asks(other)]
-            if inputs != [node]:
-                return f"its output meets others in {user.name} (a residual stream?)"
-            if user.op == "call_module":
-                module = self.tensors.modules[self.path_of(user)]
-                if isinstance(module, _LINEAR):
-                    reason = _why_not(self.tensors, self.path_of(user))
-                    return f"{self.path_of(user)}, which reads it, {reason}" if reason else self._arrive(user)
-                reason = self._pass(self.path_of(user), module)
-            else:
-                reason = self._through(user)
-            if reason is not None:
-                return reason
-            node = user
+    def enter(self, path: str) -> None:
+        """Reads a module that is called whole."""
+        module = self.modules[path]
+        if path in self._entered or not any(isinstance(child, LINEAR) for child in module.modules()):
+            return
+        if is_leaf(module) or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            return
+        self._entered.add(path)
+        graphs = traces(module)
+        self.graphs += [Ways(graph, path, self.tensors) for graph in graphs]
+        (self._forward if graphs else self.source).method(module, "forward")
+        if not graphs and type(module).forward is nn.Sequential.forward:
+            self.source.called |= {unwrapped(child): f"{path or 'Sequential'}.forward" for child in module.children()}
+        self._enter_called()
 
-    def _pass(self, path: str, module: Any) -> str | None:
-        if isinstance(module, _STILL):
-            return None
-        if isinstance(module, _ALIVE):
-            self.still = False
-            return None
-        if isinstance(module, _POOLS) and self.spatial and not self.flat:
-            return None
-        if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
-            self.flat = True
-            return None
-        if isinstance(module, _NORMS) and module.num_features == self.count and not self.flat:
-            self.still = False
-            names = [name for name in ("weight", "bias", "running_mean", "running_var") if _has(module, name)]
-            self.between += [self.tensors.piece(path, name, 0) for name in names]
-            return None
-        if isinstance(module, _MIX):
-            return f"its output passes {path} ({type(module).__name__}), which mixes the units"
-        return f"its output is read by {path} ({type(module).__name__}), which is not known to treat units one by one"
+    def _enter_called(self) -> None:
+        for module in list(self.source.called):
+            if module in self.paths:
+                self.enter(self.paths[module])
 
-    def _through(self, node: Node) -> str | None:
-        name = node.target if node.op == "call_method" else _name(node.target)
-        rest = list(node.args[1:])
-        if name in _STILL_NAMES:
-            return None
-        if name in _ALIVE_NAMES:
-            self.still = False
-            return None
-        if name in _POOL_NAMES and self.spatial and not self.flat:
-            return None
-        whole = name in ("view", "reshape") and len(rest) == 2 and isinstance(rest[0], Node) and rest[1] == -1
-        if whole or (name == "flatten" and rest in ([1], [1, -1]) and not node.kwargs):
-            self.flat = True
-            return None
-        if name == "flatten" and not rest and node.kwargs == {"start_dim": 1}:
-            self.flat = True
-            return None
-        return f"its output passes {node.name}, which is not known to treat units one by one"
+    def enter_the_rest(self) -> None:
+        """What Lightning calls, and then what nothing calls: it is taken to be called whole."""
+        steps, others = Source(), Source()
+        for module in self.modules.values():
+            for name in framework_methods(module):
+                (steps if name.endswith("_step") else others).method(module, name)
+        # A loss on weights computes no output; other hooks hand modules to loggers and the like.
+        self.source.called = others.called | steps.called | self.source.called
+        self.source.lost = steps.lost | self.source.lost
+        self._enter_called()
+        known = (self._entered - {""}) | self._traced()
+        for path in self.modules:
+            if not any(_within(path, other) or _within(other, path) for other in known):
+                self.enter(path)
+                known |= self._entered - {""}
 
-    def _arrive(self, node: Node) -> str | None:
-        path = self.path_of(node)
-        reader: Any = self.tensors.modules[path]
-        if getattr(reader, "groups", 1) != 1 or getattr(self.layer, "groups", 1) != 1:
-            return f"it or {path}, which reads it, is a grouped convolution"
-        width = self.tensors.piece(path, "weight", 1).count
-        alike = type(reader).forward is type(self.layer).forward
-        if width % self.count or not (
-            width == self.count and alike if not self.flat else isinstance(reader, nn.Linear)
-        ):
-            return f"{path} reads it along another dimension"
-        self.reader = path
-        self.outer, self.inner = (1, width // self.count) if self.spatial else (width // self.count, 1)
+    def _traced(self) -> set[str]:
+        return {path for graph in self.graphs for path in graph.calls}
+
+    def untraced_reader(self, count: int) -> str | None:
+        """A layer that traced code calls in a case no trace came to, and that fits so many units."""
+        traced = self._traced()
+        for module in self._forward.called:
+            path = self.paths.get(module, "")
+            if path and not any(_within(other, path) for other in traced):
+                layers = [layer for layer in module.modules() if isinstance(layer, LINEAR)]
+                if any(_inputs(layer) % count == 0 for layer in layers):
+                    return f"may be read by {path}, which {self._forward.called[module]} calls where no trace came to"
         return None
 
+    def outside(self, path: str) -> str | None:
+        """Where the text lets go of a layer, if it does."""
+        module = self.modules[path]
+        for owner, where in self.source.lost.items():
+            if owner in self.paths and _within(path, self.paths[owner]):
+                return f"may be used by {where}, which can't be followed"
+        if module in self.source.called:
+            return f"is called by {self.source.called[module]}, which can't be traced"
+        if module in self.source.read:
+            return f"is read as a tensor by {self.source.read[module]}"
+        return None
 
-def _take(
-    found: Found,
-    tensors: Tensors,
-    path: str,
-    reader: str,
-    outer: int,
-    inner: int,
-    between: tuple[Piece, ...],
-    still: bool,
-) -> None:
-    reason = _why_not(tensors, reader)
-    reason = _why_not(tensors, path) or (reason and f"{reader}, which reads it, {reason}")
-    if reason is not None:
-        found.left_out[path] = reason
-        return
-    rows = tensors.with_bias(path, "weight", "bias")
-    found.append(Units(path, rows, (tensors.piece(reader, "weight", 1, outer, inner),), between, still))
-
-
-def _why_not(tensors: Tensors, path: str) -> str | None:
-    layer = tensors.modules[path]
-    if not any(type(layer).forward is kind.forward for kind in _LINEAR):
-        return f"has a forward of its own ({type(layer).__name__})"
-    return tensors.why_not(layer, ["weight", "bias"] if _has(layer, "bias") else ["weight"])
-
-
-def _asks(node: Node) -> bool:
-    """Whether a node asks for a shape, not for values."""
-    if node.op == "call_method":
-        return node.target in _ASKS
-    if node.op == "call_function" and _name(node.target) == "getattr":
-        return node.args[1] in _ASKS
-    return node.op == "call_function" and _name(node.target) == "getitem" and _asks(node.all_input_nodes[0])
+    def why_not(self, path: str, way: Way) -> str | None:
+        """Why a module on the way may be used otherwise."""
+        who = "" if path == way.path else f"{path}, which its output goes to, "
+        reason = self.outside(path)
+        if reason is None and any(_hooked(self.modules[one]) for one in (path, *way.passed)):
+            reason = "has a hook or a forward put onto it, or what it passes has"
+        for graph in self.graphs:
+            if reason is None and path in graph.reads:
+                reason = "is read as a tensor as well"
+            if reason is None and path in graph.calls and way.path not in graph.ways:
+                reason = "is called without it as well"
+        return reason and who + reason
 
 
-def _name(function: Any) -> str:
-    """A function's name, if it is Python's or ``torch``'s."""
-    name = getattr(function, "__name__", "")
-    known = [getattr(place, name, None) for place in (torch, functional, torch._C._nn)]
-    if any(function is other for other in known) or function.__module__ in ("builtins", "_operator"):
-        return str(name)
-    return ""
+def _inputs(layer: Any) -> int:
+    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
 
 
-def _has(module: nn.Module, name: str) -> bool:
-    return getattr(module, name, None) is not None
+def _within(path: str, other: str) -> bool:
+    return not other or path == other or path.startswith(other + ".")
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether something not of ``torch`` or ours acts when a module is called."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    places = [str(getattr(hook, "__module__", "")).partition(".")[0] for hook in hooks]
+    return "forward" in vars(module) or not all(place in ("torch", "legibility") for place in places)
+
+
+def _feed_forward(path: str, module: Any, tensors: Tensors) -> dict[str, list[Way]]:
+    """The way inside of ``torch``'s own transformer layer."""
+    known = nn.TransformerEncoderLayer if isinstance(module, nn.TransformerEncoderLayer) else nn.TransformerDecoderLayer
+    first, second = (f"{path}.{name}" if path else name for name in ("linear1", "linear2"))
+    way = Way(first, tensors)
+    way.reader, way.parts, way.passed = second, [first, second], [first, second]
+    way.still = module.activation in (functional.relu, functional.gelu) or isinstance(module.activation, STILL)
+    reason = why_not(tensors, second)
+    way.reason = why_not(tensors, first) or (reason and f"{second}, which reads it, {reason}")
+    if any(getattr(type(module), name) is not getattr(known, name) for name in ("forward", "_ff_block")):
+        way.reason = f"is in a {type(module).__name__}, which has a forward of its own"
+    return {first: [way]}
+
+
+def _take(found: Found, tensors: Tensors, several: list[Way]) -> None:
+    way = several[0]
+    rows = tensors.with_bias(way.path, "weight", "bias")
+    columns = tensors.piece(way.reader, "weight", 1, way.outer, way.inner)
+    found.append(Units(way.path, rows, (columns,), tuple(way.between), all(one.still for one in several)))

@@ -1,6 +1,7 @@
 """Takes neurons that compute nothing out of a network: a smaller one with equal outputs."""
 
 import copy
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -33,13 +34,17 @@ class Smaller(NamedTuple):
 
 
 def remove_dead_neurons(model: nn.Module) -> Smaller:
-    """A smaller copy of a network without the neurons that can't change its outputs.
+    """A smaller copy of a network without the neurons that, as far as its code shows, can't change its outputs.
 
     A neuron is dead if the layer that reads it has only zeros for it, or if its row and bias are zero and what comes
     behind (activations, pooling, no norm) makes zero of zero. Linear layers, convolutions and batch or instance norms
-    are cut; a layer keeps one neuron at least. A layer that nothing is known about (several readers, a layer norm behind it, shared or
-    parametrised weights) stays whole, and ``left`` says why. So does a neuron whose row is zero and bias isn't, for
-    it puts out a constant.
+    are cut; a layer keeps one neuron at least. A layer whose one reader isn't certain (several readers in any mode or
+    branch, code that can't be followed, a hook, a layer norm behind it, shared or parametrised weights) stays whole, and
+    ``left`` says why. So does a neuron whose row is zero and bias isn't, for it puts out a constant.
+
+    Who reads a layer is seen in the model's code: its ``forward`` and what Lightning calls (``training_step``). Code elsewhere
+    that calls a layer by itself, or hooks it later, finds it smaller. A batch norm behind a Linear layer must see
+    (batch, units); with three dimensions it norms along another, and the smaller network raises.
 
     Args:
         model: Not modified. Its ``forward`` is what is kept equal, up to the order of sums (in training mode too, except
@@ -61,12 +66,10 @@ def remove_dead_neurons(model: nn.Module) -> Smaller:
     refuse_sharded(model)
     model = copy.deepcopy(model)
     removed: dict[str, int] = {}
+    found = neurons(model)
     while True:
-        found = neurons(model)
         before = sum(removed.values())
-        for units in found:
-            # Looked at afresh, for the neurons of another layer may just have gone.
-            units = next(other for other in neurons(model) if other.name == units.name)
+        for units in map(_afresh, found):
             kept = _alive(units)
             if len(kept) < units.count:
                 removed[units.name] = removed.get(units.name, 0) + units.count - len(kept)
@@ -74,6 +77,15 @@ def remove_dead_neurons(model: nn.Module) -> Smaller:
                     _cut(piece, kept)
         if sum(removed.values()) == before:
             return Smaller(model, removed, found.left_out)
+
+
+def _afresh(units: Units) -> Units:
+    """The same units in the tensors of now: the neurons of another layer may just have gone."""
+
+    def now(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        return tuple(replace(piece, tensor=getattr(piece.owner, piece.attribute)) for piece in pieces)
+
+    return replace(units, incoming=now(units.incoming), outgoing=now(units.outgoing), between=now(units.between))
 
 
 def _alive(units: Units) -> Tensor:

@@ -208,6 +208,50 @@ def test_what_is_left_out_is_printed(
     assert set(sparse.left_out) == {"net.2", "net.4"}
 
 
+def test_a_reader_in_the_training_step_keeps_a_layer_out(pl: Any, trainer: Callable[..., Any]) -> None:
+    class Coder(pl.LightningModule):  # type: ignore[misc]
+        net: Any
+        encoder: Any
+        decoder: Any
+        classes: Any
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder, self.classes = nn.Linear(10, 8), nn.Linear(8, 10), nn.Linear(8, 10)
+            self.net = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 10))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.net(self.decoder(self.encode(x)))
+
+        def encode(self, x: torch.Tensor) -> Any:
+            return torch.relu(self.encoder(x))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            x, y = batch
+            size = sum(layer.weight.abs().sum() for layer in self.net if isinstance(layer, nn.Linear))
+            loss = nn.functional.cross_entropy(self.classes(self.encode(x)), y)
+            return loss + nn.functional.mse_loss(self(x), x) + 1e-4 * size
+
+        def on_train_epoch_end(self) -> None:
+            repr(self.net), vars(self), self.net[0].weight.norm(), str(self.net)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = Coder()
+    sparse = GroupSparsity(1.0, groups="neurons")
+    trainer(sparse).fit(module, loader())
+    assert "is called by Coder.encode" in sparse.left_out["encoder"] and "net.0" not in sparse.left_out
+    with torch.no_grad():
+        module.decoder.weight[:, :4] = 0
+        module.net[2].weight[:, :4] = 0
+    smaller: Any = remove_dead_neurons(module)
+    assert "encoder" not in smaller.removed and smaller.removed["net.0"] >= 4
+    batch = next(iter(loader()))
+    torch.testing.assert_close(smaller.model(batch[0]), module(batch[0]), rtol=1e-6, atol=1e-6)
+    smaller.model.training_step(batch, 0).backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_weights_lose_their_budget_too(pl: Any, trainer: Callable[..., Any], dtype: torch.dtype) -> None:
     class Still(pl.LightningModule):  # type: ignore[misc]
