@@ -15,6 +15,7 @@ from rich.table import Table
 
 from legibility.recipes._find import copy_recipe, find, shipped
 from legibility.recipes._folder import RECORD
+from legibility.recipes._overrides import check_overrides
 from legibility.recipes._plan import forget_failures, other_code, plan, unfinished
 from legibility.recipes._sweep_command import add_sweep_arguments, planned, sweep_command
 from legibility.recipes._usage import UsageError, usage
@@ -177,6 +178,7 @@ def _run(parsed: argparse.Namespace, console: Console) -> int:
     jobs = planned(parsed, [parsed.recipe], [arm], None if parsed.seed is None else [parsed.seed])
     # One run is one run in W&B too: an agent's. What it needs first is not logged.
     jobs = [j if j.arm == arm else replace(j, project=None) for j in jobs if j.seed == jobs[0].seed]
+    check_overrides(jobs[-1])
     from legibility.recipes._engine import run
 
     forget_failures(jobs)

@@ -169,11 +169,11 @@ def _measure_control(job: Job, cli: LightningCLI) -> None:
 
 
 def _check_record(job: Job) -> None:
-    """The report writes down that measuring failed, to save the training. In a comparison that is a failed run."""
+    """The report notes that measuring failed, or a loss was missing, to save the run. In a comparison it is a failed one."""
     if not (job.folder / RECORD).is_file():
         raise RuntimeError(f"InterpretabilityReport wrote no {RECORD} into {job.folder}")
     for note in load_record(job.folder / RECORD).notes:
-        if note.startswith("measuring failed"):
+        if note.startswith(("measuring failed", "`task_loss`")):
             raise RuntimeError(note)
 
 

@@ -79,6 +79,9 @@ def planned(
         UsageError: What was named does not exist, or overrides would replace a finished run.
     """
     out: Path = parsed.out
+    for seed in seeds or ():
+        if not 0 <= seed < 2**32:
+            raise UsageError(f"a seed must be a whole number from 0 to {2**32 - 1}, got {seed}")
     with usage():
         jobs = plan(
             names,

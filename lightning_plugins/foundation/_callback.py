@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import numbers
 import time
 import weakref
 from collections.abc import Iterator, Mapping
@@ -166,8 +167,7 @@ def check_strength(strength: float, argument: str = "strength") -> float:
         >>> check_strength(0.2)
         0.2
     """
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)):
-        raise TypeError(f"`{argument}` must be a number >= 0, got {strength!r} ({type(strength).__name__}).")
+    _check_number(strength, f"`{argument}` must be a number >= 0")
     if not math.isfinite(strength) or strength < 0:
         raise ValueError(f"`{argument}` must be a finite number >= 0, got {strength}.")
     return float(strength)
@@ -177,7 +177,8 @@ def check_positive(value: float, argument: str) -> float:
     """A finite number above 0.
 
     Raises:
-        ValueError: Anything else.
+        TypeError: Not a number.
+        ValueError: Any other.
 
     Example:
         >>> check_positive(0.1, "budget")
@@ -189,18 +190,60 @@ def check_positive(value: float, argument: str) -> float:
 
 
 def check_share(share: float, argument: str) -> float:
-    """A share of the training, in [0, 1).
+    """A share in [0, 1): of the training's steps, of the weights.
 
     Raises:
+        TypeError: Not a number.
         ValueError: Outside of [0, 1) or NaN.
 
     Example:
         >>> check_share(0.35, "heal")
         0.35
     """
+    _check_number(share, f"`{argument}` must be a share in [0, 1)")
     if not 0 <= share < 1:
-        raise ValueError(f"`{argument}` is a share of the training steps in [0, 1), got {share}.")
+        meant = f": for {share:g} % give {share / 100:g}" if 1 < share < 100 else ""
+        raise ValueError(f"`{argument}` must be a share in [0, 1), got {share}{meant}.")
     return float(share)
+
+
+def check_count(count: object, argument: str, *, least: int = 1) -> int:
+    """A whole number that is not too small.
+
+    Raises:
+        TypeError: Not a whole number.
+        ValueError: Below the least.
+
+    Example:
+        >>> check_count(4, "k")
+        4
+    """
+    if isinstance(count, bool) or not isinstance(count, numbers.Integral):
+        raise TypeError(f"`{argument}` must be a whole number >= {least}, got {count!r} ({type(count).__name__}).")
+    if count < least:
+        raise ValueError(f"`{argument}` must be at least {least}, got {count}.")
+    return int(count)
+
+
+def check_seed(seed: object, argument: str = "seed") -> int:
+    """A whole number.
+
+    Raises:
+        TypeError: Anything else.
+
+    Example:
+        >>> check_seed(-3)
+        -3
+    """
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise TypeError(f"`{argument}` must be a whole number, got {seed!r} ({type(seed).__name__}).")
+    return int(seed)
+
+
+def _check_number(value: object, expected: str) -> None:
+    # numbers.Real: NumPy's numbers too.
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{expected}, got {value!r} ({type(value).__name__}).")
 
 
 def check_choice(value: Any, choices: Any, argument: str) -> None:

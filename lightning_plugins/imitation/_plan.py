@@ -26,16 +26,27 @@ from legibility.students import (
 Imitate = Literal["auto", "distribution", "values"]
 
 
-def check_students(students: Sequence[Student] | str) -> None:
+def check_students(students: Any, argument: str = "students") -> None:
     """What the user gave as students.
 
     Raises:
+        TypeError: No list of students; a class in place of a student.
         ValueError: An unknown word, or nobody.
     """
-    if isinstance(students, str) and students != "auto":
-        raise ValueError(f'`students` must be "auto" or a list of students, got {students!r}.')
-    if len(students) == 0:
-        raise ValueError('`students` is empty: nobody would imitate. Give some, or leave it at "auto".')
+    expected = f'`{argument}` must be "auto" or a list of students such as `[MLPStudent()]`'
+    if isinstance(students, str):
+        if students != "auto":
+            raise ValueError(f"{expected}, got {students!r}.")
+        return
+    if not isinstance(students, Sequence):
+        raise TypeError(f"{expected}, got {students!r}.")
+    if not students:
+        raise ValueError(f'`{argument}` is empty: nobody would imitate. Give some, or leave it at "auto".')
+    for student in students:
+        if isinstance(student, type) and issubclass(student, Student):
+            raise TypeError(f"{expected}, got the class {student.__name__}: write `{student.__name__}()`.")
+        if not isinstance(student, Student):
+            raise TypeError(f"{expected}, got {student!r} among them.")
 
 
 @dataclass(frozen=True)

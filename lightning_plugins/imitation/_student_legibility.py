@@ -13,6 +13,7 @@ from legibility.lightning_plugins.foundation._callback import (
     LegibilityCallback,
     check_choice,
     check_positive,
+    check_seed,
     check_strength,
     is_logging_step,
     log_every,
@@ -86,7 +87,7 @@ class StudentLegibility(LegibilityCallback):
         ValueError: Before the first step of the primary: a pattern that matches nothing (near names are listed), a
             model that can't be found, an output without a usable tensor, students larger than the primary, a negative
             or NaN strength, no students.
-        TypeError: The output is not floating point.
+        TypeError: The output is not floating point; a class in place of a student; no number where one belongs.
 
     In manual optimization (``automatic_optimization = False``) the term is added to each loss given to
     ``self.manual_backward`` that depends on the model's output: the mean over the recorded calls that it reaches, once
@@ -135,15 +136,15 @@ class StudentLegibility(LegibilityCallback):
         check_choice(direction, Direction, "direction")
         check_choice(imitate, Imitate, "imitate")
         check_choice(sync, Sync, "sync")
+        check_choice(on_failure, Literal["drop", "raise"], "on_failure")
         self.students, self.sync = students, sync
         self.model, self.taps, self.output, self.reads = model, taps, output, reads
-        self.imitate = imitate
+        self.imitate, self.seed, self.summary = imitate, check_seed(seed), summary
         self.direction: Direction = direction
         self.warmup, self._warm_up = warmup, WarmUp(warmup)
         self.budget = check_positive(budget, "budget")
         self.learning_rate = check_positive(learning_rate, "learning_rate")
         self.on_failure: Literal["drop", "raise"] = on_failure
-        self.seed, self.summary = seed, summary
         self.built: BuiltCohort | None = None
         self._recorder: Recorder | None = None
         self._module: weakref.ref[nn.Module] | None = None

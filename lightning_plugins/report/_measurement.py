@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from lightning_utilities.core.apply_func import apply_to_collection
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from legibility.lightning_plugins.foundation._compiled import uncompiled
@@ -176,15 +177,15 @@ def task_entry(queries: Queries, source: str) -> TaskEntry:
     )
 
 
-def logged_loss(metrics: Mapping[str, Tensor], name: str, task: TaskEntry) -> TaskEntry:
-    """The task entry with a metric that the user logged as its loss.
-
-    Raises:
-        ValueError: It was never logged; those that were are listed.
-    """
-    if name not in metrics:
-        raise ValueError(f"`task_loss` = {name!r} was never logged; logged metrics: {', '.join(metrics) or 'none'}")
-    return replace(task, name=name, loss=float(metrics[name]), source=f"logged as {name}")
+def take_logged_loss(found: Measurement, metrics: Mapping[str, Tensor], name: str) -> None:
+    """Puts a metric that the user logged in place of the task's loss; if it never was, the queries' stays, with a warning."""
+    if name in metrics:
+        found.task = replace(found.task, name=name, loss=float(metrics[name]), source=f"logged as {name}")
+        return
+    logged = ", ".join(metrics) or "none"
+    note = f"`task_loss` = {name!r} was never logged, so the loss is that of the queries; logged metrics: {logged}"
+    rank_zero_warn(f"InterpretabilityReport: {note}")
+    found.notes.append(note)
 
 
 def _measure(
@@ -308,7 +309,9 @@ def _sparsity_entries(subject: Subject) -> list[ScoreEntry]:
     return [
         ScoreEntry("exact_zero_share", found.zeros, "share", "higher", None, None, trained_on=trained),
         ScoreEntry("active_weight_share", found.active, "share", "lower", None, None, trained_on=trained),
-        ScoreEntry("gini", found.gini, "ratio", "higher", None, None, trained_on=trained),
+        missing_entry("gini", "ratio", "higher", "every weight is zero: there is no spread")
+        if math.isnan(found.gini)
+        else ScoreEntry("gini", found.gini, "ratio", "higher", None, None, trained_on=trained),
         ScoreEntry("dead_unit_share", found.dead_units / found.units, "share", None, None, None, trained_on=trained),
         *(_savings(subject) if found.zeros > 0 else []),
     ]

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from legibility.lightning_plugins.foundation._callback import LegibilityCallback
+from legibility.lightning_plugins.foundation._callback import LegibilityCallback, check_count, check_seed
 from legibility.lightning_plugins.foundation._recorder import Recorder
 from legibility.lightning_plugins.foundation._untouched import on_device
+from legibility.lightning_plugins.imitation._plan import check_students
 from legibility.lightning_plugins.imitation._student_legibility import StudentLegibility
+from legibility.lightning_plugins.report._arguments import ConceptsSought, check_page, check_scores, check_texts
 from legibility.lightning_plugins.report._controls import RandomInitControl, TemperatureControl
 from legibility.lightning_plugins.report._cost import Clock, cost_entry
 from legibility.lightning_plugins.report._finished import finished_model
 from legibility.lightning_plugins.report._imitation_scores import Families
-from legibility.lightning_plugins.report._measurement import Extent, Measurement, logged_loss, measure_subject
+from legibility.lightning_plugins.report._measurement import Extent, Measurement, measure_subject, take_logged_loss
 from legibility.lightning_plugins.report._page_files import write_page
 from legibility.lightning_plugins.report._query_keeper import QueryKeeper
 from legibility.lightning_plugins.report._run_record import plain_hparams, plugins_of, record_path, run_record, terms_of
@@ -62,8 +64,8 @@ class InterpretabilityReport(LegibilityCallback):
         arm: Name of this setting in comparisons.
         seed: Training seed; default: the one of Lightning's ``seed_everything``, else 0.
         recipe: Name of the recipe, if it is part of one.
-        folder: Where ``record.json`` goes. Default: ``legibility-report`` in the trainer's log folder; an existing
-            record there is never overwritten, the new one gets a number.
+        folder: Where ``record.json`` goes. Default: ``legibility-report`` in the trainer's log folder. An existing record
+            is never overwritten: the new one gets a number (``record-2.json``).
         model: Name of the primary, as in :class:`StudentLegibility`; default: that callback's, else found.
         taps: Patterns over module names to patch and guard; default: that callback's.
         output: Dotted path of the logits in the model's result.
@@ -83,7 +85,9 @@ class InterpretabilityReport(LegibilityCallback):
         progress: Print what is being measured, what it is estimated to take and what it took.
 
     Raises:
-        ValueError: Before training, for names that match nothing and numbers out of range.
+        TypeError: For arguments of a wrong type, such as a class in place of a student.
+        ValueError: Before training, for names that match nothing and numbers out of range. A ``task_loss`` that was never
+            logged is found out after it: the queries' loss stands in its place, with a warning and a note.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -113,26 +117,19 @@ class InterpretabilityReport(LegibilityCallback):
         progress: bool = True,
     ) -> None:
         super().__init__()
-        if not arm:
-            raise ValueError("`arm` must not be empty: it names this run in comparisons.")
-        if queries < 32:
-            raise ValueError(
-                f"`queries` must be at least 32, got {queries}: fewer leave blocks too small to learn from."
-            )
-        if passes < 1:
-            raise ValueError(f"`passes` must be at least 1, got {passes}.")
-        if not isinstance(held_out, str) and len(held_out) == 0:
-            raise ValueError('`held_out` is empty: nobody would be asked. Give some students, or leave it at "auto".')
-        self.arm, self.seed, self.recipe, self.folder = arm, seed, recipe, folder
+        texts = {"recipe": recipe, "model": model, "output": output, "reads": reads}
+        check_texts(arm=arm, folder=folder, **texts, concepts=concepts, task_loss=task_loss)
+        check_students(held_out, "held_out")
+        self.arm, self.seed, self.recipe, self.folder = arm, None if seed is None else check_seed(seed), recipe, folder
         self.model, self.taps, self.output, self.reads = model, taps, output, reads
-        self.families = Families(held_out, passes)
-        self.queries = queries
+        self.families = Families(held_out, check_count(passes, "passes"))
+        self.queries = check_count(queries, "queries", least=32)  # fewer leave blocks too small to learn from
         self.random_init_control = random_init_control
-        self.scores = [scores] if isinstance(scores, str) else list(scores)
-        self.concepts = concepts
+        self.scores = check_scores(scores)
+        self.concepts, self._concepts = concepts, ConceptsSought(concepts)
         self.budget = Budget(budget, budget_seconds)
         self.task_loss = task_loss
-        self.page = (ModelPage() if page else None) if isinstance(page, bool) else page
+        self.page = check_page(page)
         self._drawn = not isinstance(page, bool)
         self.progress = progress
         #: The last record written, where, and the model's page, if one was written.
@@ -190,6 +187,8 @@ class InterpretabilityReport(LegibilityCallback):
         self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Records this batch's calls."""
+        if trainer.sanity_checking:
+            self._concepts.in_sanity_check(batch)
         self._keeper.open_validation_batch()
 
     def on_validation_batch_end(
@@ -212,6 +211,7 @@ class InterpretabilityReport(LegibilityCallback):
         self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int
     ) -> None:
         """Starts the clock of this step."""
+        self._concepts.in_training(batch, trainer, self._steps)
         self._clock.start_step()
 
     def on_train_batch_end(
@@ -346,5 +346,5 @@ class InterpretabilityReport(LegibilityCallback):
                 progress=progress,
             )
         if self.task_loss is not None:
-            found.task = logged_loss(trainer.callback_metrics, self.task_loss, found.task)
+            take_logged_loss(found, trainer.callback_metrics, self.task_loss)
         return found

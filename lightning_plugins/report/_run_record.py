@@ -101,14 +101,14 @@ def run_record(
 
 
 def record_path(trainer: "Trainer", folder: str | None) -> Path:
-    """Where a record goes: into the folder, else into ``legibility-report`` in the trainer's, under a new number.
+    """Where a record goes: into the folder, else into ``legibility-report`` in the trainer's; never over another one.
 
     Every rank must come here: asking for the trainer's ``log_dir`` is a broadcast.
     """
     if folder is not None:
-        return Path(folder) / "record.json"
-    # The folder's name is no module's name: a folder `legibility` beside a script would hide the installed package.
-    found = Path(trainer.log_dir or trainer.default_root_dir) / "legibility-report"
+        found = Path(folder)
+    else:  # no module's name: a folder `legibility` beside a script would hide the installed package
+        found = Path(trainer.log_dir or trainer.default_root_dir) / "legibility-report"
     number = 1
     while (path := found / ("record.json" if number == 1 else f"record-{number}.json")).exists():
         number += 1

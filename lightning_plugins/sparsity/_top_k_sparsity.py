@@ -49,7 +49,9 @@ class TopKSparsity(WeightStep):
         exclude: Patterns to leave out, beyond biases, norms, embeddings, 1-D and parametrised parameters.
         scope: "tensor" keeps the same share of each weight; "global" compares all targets of an optimizer; "2:4", with
             ``sparsity=0.5``, ends with two of each four weights of a row, as :func:`to_torch_sparse` hands them over: on
-            the way, the smaller two of each four are what may go.
+            the way, the smaller two of each four are what may go. On a language model this cost .006 +- .020 nats more than
+            "tensor" at the same half (5 seeds of ``legibility run sparsity_lm --arm top-k-0.50`` with and without
+            ``--trainer.callbacks.scope=2:4``).
         minimum_per_row: Weights that each row (the inputs of one unit) keeps in any case; with it, more than k may stay.
         heal: Share of the steps, in [0, 1), at the end, during which the zeros no longer move.
         schedule: Way from dense to sparse over the steps before healing.

@@ -94,8 +94,8 @@ def weight_sparsity(named_weights: Iterable[tuple[str, Tensor]]) -> SparsityOfWe
         scale of whole layers doesn't enter it.
         Trained on, where a sparsity term or a proximal step took part.
 
-    If every weight is zero, the model is constant and the shares and the Gini are NaN. A tensor of zeros among others
-    is left out of the mean Gini.
+    If every weight is zero, the model is constant: all its weights are zeros and none is active, and the Gini and Hoyer's
+    measure are NaN. A tensor of zeros among others is left out of both means.
 
     Args:
         named_weights: pairs of name and weight, as from `module.named_parameters()`; names appear in errors only.
@@ -158,11 +158,10 @@ def _update(named_weights: Iterable[tuple[str, Tensor]]) -> Tensor:
 
 def _compute(sums: Tensor) -> SparsityOfWeights:
     zeros, active, spread, spread_weights, dead, units, weights, other, other_weights = sums.tolist()
-    constant = zeros == weights
     return SparsityOfWeights(
-        zeros=math.nan if constant else zeros / weights,
-        active=math.nan if constant else active / weights,
-        gini=math.nan if constant else spread / spread_weights,
+        zeros=zeros / weights if weights else math.nan,
+        active=active / weights if weights else math.nan,
+        gini=spread / spread_weights if spread_weights else math.nan,
         dead_units=int(dead),
         units=int(units),
         weights=int(weights),

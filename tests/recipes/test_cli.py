@@ -55,6 +55,17 @@ def test_overrides_do_not_replace_a_finished_run(toy: Path, capsys: Captured) ->
             ["sweep", "digits", "--arms", "plain,", "proximal", "--jobs", "1"],
             "proximal: belongs to no argument; several values of one are written with commas, without spaces",
         ),
+        (["run", "digits", "--seed", "-1"], "a seed must be a whole number from 0 to 4294967295, got -1"),
+        (
+            ["run", "digits", "--arm", "proximal", "--trainer.max_epochs=1", "--trainer.callbacks.strenght=2"],
+            "legibility run: `--trainer.callbacks.strenght=2` does not fit the configuration of digits, arm proximal: ",
+        ),
+        (
+            ["run", "digits", "--arm", "proximal", "--trainer.callbacks.strenght=2"],
+            "class_path 'legibility.lightning_plugins.L1Sparsity': Option 'strenght' is not accepted\n",
+        ),
+        (["run", "digits", "--trainer.max_epochs=many"], "`--trainer.max_epochs=many` does not fit"),
+        (["run", "digits", "--trainr.max_epochs=3"], "unrecognized arguments: --trainr.max_epochs=3"),
         (["sweep", "digits", "--seeds", "1", "3"], "3: belongs to no argument"),
         (["cp", "digit"], "no recipe 'digit'"),
         (["compare", "nowhere"], "nowhere doesn't exist"),

@@ -90,9 +90,10 @@ def test_a_convolution_is_dead_by_channel() -> None:
     assert (found.dead_units, found.units, found.zeros) == (1, 3, 12 / 24)
 
 
-def test_a_model_of_zeros_is_constant_and_scores_nan() -> None:
+def test_a_model_of_zeros_has_no_spread_and_every_zero() -> None:
     found = weight_sparsity(named(torch.zeros(3, 3), torch.zeros(2, 3)))
-    assert math.isnan(found.zeros) and math.isnan(found.active) and math.isnan(found.gini)
+    assert (found.zeros, found.active) == (1.0, 0.0)
+    assert math.isnan(found.gini) and math.isnan(found.hoyer)
     assert found.dead_units == 5
     one = weight_sparsity(named(torch.zeros(3, 3), torch.ones(1, 3)))
     assert (one.zeros, one.gini) == (0.75, 0.0)

@@ -55,6 +55,15 @@ def print_model(record: RunRecord, console: Console | None = None) -> None:
         console.print(Text("Without a value:", style="bold"))
         for entry in absent:
             console.print(Text(f"  {title_of(entry.name)}: {entry.reason or 'no reason was given'}"))
+    unmatched: dict[str, list[str]] = {}
+    for entry in shown:
+        if entry.value is not None and not controls_of(entry):
+            for control, why in entry.control_reasons.items():
+                unmatched.setdefault(f"{control}: {why}", []).append(title_of(entry.name))
+    if unmatched:
+        console.print(Text("No control beside:", style="bold"))
+        for why, names in unmatched.items():
+            console.print(Text(f"  {', '.join(names)}: {why}"))
     for note in record.notes:
         console.print(Text(f"Note: {note}", style="yellow"))
     if took := cost_in_words(record.cost):

@@ -1,6 +1,7 @@
 """How much time a report may take."""
 
 import math
+import numbers
 import time
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ class Budget:
         seconds: Seconds for the whole report, in place of a share.
 
     Raises:
+        TypeError: For no numbers.
         ValueError: For numbers below 0.
 
     Example:
@@ -35,6 +37,10 @@ class Budget:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
+        given: dict[str, object] = {"budget": self.share, "budget_seconds": self.seconds}
+        for argument, value in given.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+                raise TypeError(f"`{argument}` must be a number >= 0, got {value!r} ({type(value).__name__}).")
         if not self.share >= 0.0:
             raise ValueError(f"`budget` must be a share of the fit's time, at least 0, got {self.share}.")
         if self.seconds is not None and not self.seconds >= 0.0:

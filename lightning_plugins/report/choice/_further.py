@@ -15,7 +15,16 @@ from legibility.lightning_plugins.report.choice._layers import Layers, asked, he
 from legibility.lightning_plugins.report.choice._readings import Views, unread
 from legibility.lightning_plugins.report.choice._subject_material import by_number
 from legibility.lightning_plugins.report.choice._within_budget import Further, Progress, missing, take
-from legibility.scores import Control, Layer, Material, Queries, further_scores, headline_scores, structure_scores
+from legibility.scores import (
+    Control,
+    Layer,
+    Material,
+    Queries,
+    Score,
+    further_scores,
+    headline_scores,
+    structure_scores,
+)
 from legibility.students import Student
 from legibility.tradeoff import ScoreEntry
 
@@ -120,8 +129,7 @@ def further(seen: Seen, subject: Subject, choice: Choice, *, classifies: bool, p
         An entry for each score: a value with its controls, or a reason.
     """
     if seen.material is None:
-        scores = [*headline_scores([]), *structure_scores(), *further_scores([]), *unread()]
-        entries = [missing(Applicable(score, False), str(seen.why_not)) for score in scores]
+        entries = [missing(Applicable(score, False), str(seen.why_not)) for score in _all_scores()]
         return Further([entry for entry in map(_renamed, entries) if _matches(entry.name, choice.patterns)])
     material, no_layer, why_none = seen.material, None, choice.why_none
     controls: list[Control] = []
@@ -193,6 +201,15 @@ def _with_layer(seen: Seen) -> tuple[Material, str | None]:
         return replace(material, layer=layer_of(inputs, given, mask)), None
     except Exception as error:  # noqa: BLE001 - somebody else's model: a layer that can't be recorded is a reason
         return material, f"its layer can't be recorded: {error}"
+
+
+def score_names() -> list[str]:
+    """The names that patterns choose among, as they are in the record."""
+    return [NAMES.get(score.name, score.name) for score in _all_scores()]
+
+
+def _all_scores() -> list[Score]:
+    return [*headline_scores([]), *structure_scores(), *further_scores([]), *unread()]
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

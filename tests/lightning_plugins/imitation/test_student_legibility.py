@@ -317,6 +317,12 @@ def test_with_no_argument_it_does_something_sensible(
         ({"direction": "sideways"}, ValueError, "`direction`.*sideways"),
         ({"warmup": 1.0}, ValueError, "`warmup`"),
         ({"budget": 0.0}, ValueError, "`budget`"),
+        ({"students": [MLPStudent]}, TypeError, r"`students` must .* got the class MLPStudent: write `MLPStudent\(\)`"),
+        ({"students": MLPStudent()}, TypeError, "`students` must"),
+        ({"seed": "a"}, TypeError, "`seed` must be a whole number, got 'a'"),
+        ({"on_failure": "rais"}, ValueError, "`on_failure` must be one of 'drop', 'raise', got 'rais'"),
+        ({"warmup": "0.2"}, TypeError, r"`warmup` must be a share in \[0, 1\), got '0.2'"),
+        ({"warmup": 20}, ValueError, r"`warmup` must be a share in \[0, 1\), got 20: for 20 % give 0.2"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:

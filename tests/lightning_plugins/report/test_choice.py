@@ -193,7 +193,8 @@ def test_a_score_that_fails_is_a_reason(
         return [Score("mine", "share", "higher", broken), Score("other", "share", "higher", lambda m: Reading(2.0))]
 
     monkeypatch.setattr(_applicable, "structure_scores", made)
-    plugin = report(tmp_path, scores=["mine", "other"])
+    plugin = report(tmp_path)
+    plugin.scores = ["mine", "other"]
     trainer(plugin).fit(make_module(pl), loader(64), loader(64))
     mine = entry(plugin.record, "mine")
     assert entry(plugin.record, "other").value == 2.0

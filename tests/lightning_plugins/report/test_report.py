@@ -183,13 +183,16 @@ def test_a_measurement_that_fails_costs_no_training(pl: Any, trainer: Callable[.
     assert record.scores == [] and "measuring failed" in record.notes[0]
 
 
-def test_records_of_a_default_folder_are_never_overwritten(
-    module: Any, trainer: Callable[..., Any], tmp_path: Path
-) -> None:
-    for _ in range(2):
-        plugin = InterpretabilityReport(queries=64, passes=1, progress=False, page=ModelPage())
+@pytest.mark.parametrize("named", [False, True])
+def test_records_are_never_overwritten(module: Any, trainer: Callable[..., Any], tmp_path: Path, named: bool) -> None:
+    folder = tmp_path / ("mine" if named else "legibility-report")
+    for arm in ("first", "second"):
+        plugin = InterpretabilityReport(
+            arm, folder=str(folder) if named else None, queries=64, passes=1, progress=False, page=ModelPage()
+        )
         trainer(plugin).fit(module, loader(128), loader(128))
-    found = {path.name for path in (tmp_path / "legibility-report").iterdir()}
+    assert [load_record(folder / name).arm for name in ("record.json", "record-2.json")] == ["first", "second"]
+    found = {path.name for path in folder.iterdir()}
     beside = {"model.html", "model-2.html", "picture.json.gz", "picture-2.json.gz"}
     assert found == {"record-2.json", "record.json", *beside}
 
@@ -243,22 +246,59 @@ def test_a_logged_metric_can_be_the_task_loss(module: Any, trainer: Callable[...
     fit = trainer(plugin)
     fit.fit(module, loader(128), loader(128))
     assert plugin.record is not None and plugin.record.task.loss == float(fit.callback_metrics["val_loss"])
-    with pytest.warns(UserWarning, match="`task_loss` = 'nope' was never logged"):
-        trainer(report(tmp_path, task_loss="nope")).fit(module, loader(128), loader(128))
+    plugin = report(tmp_path, task_loss="nope")
+    with pytest.warns(UserWarning, match="`task_loss` = 'nope' was never logged.*val_loss"):
+        trainer(plugin).fit(module, loader(128), loader(128))
+    assert plugin.record is not None and plugin.record.task.source == "validation"
+    assert plugin.record.task.loss is not None and "`task_loss` = 'nope'" in plugin.record.notes[-1]
+    assert score(plugin.record, "held_out_kl").value is not None
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"arm": ""}, "`arm`"),
-        ({"queries": 31}, "`queries`.*31"),
-        ({"passes": 0}, "`passes`.*0"),
-        ({"held_out": []}, "`held_out` is empty"),
+        ({"arm": ""}, "ValueError: `arm`"),
+        ({"arm": 3}, "TypeError: `arm` must be a string.* got 3"),
+        ({"recipe": 3}, "TypeError: `recipe` must be a string or None, got 3"),
+        ({"folder": 3}, "TypeError: `folder` must be a path or None, got 3"),
+        ({"concepts": 2}, "TypeError: `concepts` must be a string or None, got 2"),
+        ({"seed": "x"}, "TypeError: `seed` must be a whole number, got 'x'"),
+        ({"seed": True}, "TypeError: `seed`"),
+        ({"queries": 31}, "ValueError: `queries`.*31"),
+        ({"queries": "many"}, "TypeError: `queries` must be a whole number >= 32, got 'many'"),
+        ({"passes": 0}, "ValueError: `passes`.*0"),
+        ({"passes": 1.5}, "TypeError: `passes`.*1.5"),
+        ({"budget": "all"}, "TypeError: `budget`.*'all'"),
+        ({"budget_seconds": "all"}, "TypeError: `budget_seconds`.*'all'"),
+        ({"held_out": []}, "ValueError: `held_out` is empty"),
+        ({"held_out": "GRU"}, "ValueError: `held_out` must be \"auto\" or a list .* got 'GRU'"),
+        ({"held_out": [MLPStudent]}, r"TypeError: `held_out` must .* got the class MLPStudent: write `MLPStudent\(\)`"),
+        ({"held_out": [3]}, "TypeError: `held_out` must .* got 3 among them"),
+        ({"held_out": MLPStudent()}, "TypeError: `held_out` must"),
+        (
+            {"scores": "circuitt_*"},
+            r"ValueError: `scores` pattern 'circuitt_\*' matches no name. Near: .*circuit_edges",
+        ),
+        ({"scores": ["*", 3]}, "TypeError: `scores`"),
+        ({"page": "yes"}, "TypeError: `page`.*'yes'"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    kind, _, text = message.partition(": ")
+    with pytest.raises({"TypeError": TypeError, "ValueError": ValueError}[kind], match=text):
         InterpretabilityReport(**options)
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_concepts_that_no_batch_holds_stop_before_training(
+    module: Any, trainer: Callable[..., Any], validated: bool
+) -> None:
+    before = weights_of(module)
+    data = [loader(128), loader(128)] if validated else [loader(128)]
+    with pytest.raises(ValueError, match="`concepts` = '7' leads to no labels"):
+        trainer(InterpretabilityReport(concepts="7"), num_sanity_val_steps=2).fit(module, *data)
+    assert torch.equal(before, weights_of(module))
+    trainer(InterpretabilityReport(concepts="1"), num_sanity_val_steps=2, max_steps=1).fit(module, *data)
 
 
 def test_names_that_match_nothing_stop_before_training(module: Any, trainer: Callable[..., Any]) -> None:
@@ -328,6 +368,20 @@ def test_the_record_says_what_zeros_would_save(pl: Any, trainer: Callable[..., A
     weights, biases = 10 * 64 + 64 * 64 + 64 * 5, 64 + 64 + 5
     expected = (weights * (kept * 32 + 1) + 32 * biases) / (32 * (weights + biases))
     assert found["sparse_bytes_share"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_model_of_zeros_has_only_zeros_and_no_spread(
+    module: Any, trainer: Callable[..., Any], tmp_path: Path
+) -> None:
+    plugin = report(tmp_path, budget=0.0)
+    trainer([L1Sparsity(1e5), plugin], max_epochs=2).fit(module, loader(128), loader(128))
+    assert all((w == 0).all() for w in module.parameters() if w.ndim == 2)
+    assert plugin.record is not None
+    names = ("exact_zero_share", "active_weight_share", "dead_unit_share", "sparse_flops_share")
+    assert [score(plugin.record, name).value for name in names] == [1.0, 0.0, 1.0, 0.0]
+    assert score(plugin.record, "sparse_bytes_share").value < 0.1
+    spread = score(plugin.record, "gini")
+    assert spread.value is None and spread.reason == "every weight is zero: there is no spread"
 
 
 def test_two_callbacks_of_one_kind_are_both_in_the_record(

@@ -9,12 +9,14 @@ import json
 import re
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pictures import HOSTILE, full_picture, full_record
 from rich.console import Console
 
+from legibility.tradeoff import ScoreEntry
 from legibility.tradeoff.model_page import (
     ModelPicture,
     load_picture,
@@ -87,6 +89,21 @@ def test_the_scores_stand_beside_their_controls_and_one_that_is_beaten_is_marked
     printed = shown.getvalue()
     assert "constant 0.9 !" in printed and "random-init 0.1," in printed and "circuit, nodes: would take" in printed
     assert "(trained on)" in printed and "random-init, unlearnt, 0.95 !" in printed
+
+
+def test_the_terminal_says_why_a_score_stands_beside_no_control() -> None:
+    record = full_record()
+    why = {"random-init": "the primary is constant"}
+    alone = [
+        ScoreEntry(name, 0.4, "nats", "lower", None, None, trained_on=False, control_reasons=why)
+        for name in ("held_out_kl", "code_length")
+    ]
+    shown = io.StringIO()
+    print_model(replace(record, scores=alone), Console(file=shown, width=180))
+    assert "No control beside:\n  held-out KL, code length: random-init: the primary is constant\n" in shown.getvalue()
+    shown = io.StringIO()
+    print_model(replace(record, scores=[replace(alone[0], controls={"constant": 0.5})]), Console(file=shown, width=180))
+    assert "No control beside" not in shown.getvalue()
 
 
 def test_no_name_can_be_markup() -> None:
