@@ -168,7 +168,7 @@ FITS = {
     "words, one vector": Fit(net=Words),
     "deeper": Fit(net=lambda: Around(Values()), wrap={Around, Block}, report={"model": "net.core"}),
     "itself": Fit(itself=True, report={}),
-    "found": Fit(report={**DEFAULT, "budget_seconds": float("inf"), "scores": "gini"}, beside=True),
+    "found": Fit(report={**DEFAULT, "budget_seconds": float("inf"), "scores": []}, beside=True),
     "default": Fit(report=DEFAULT, wrap={Block}),
     "bare": Fit(report=None, others=_ours, wrap={Block}),
     "low": Fit(report=FITTED, wrap={Block}, precision="bf16-mixed"),
