@@ -23,13 +23,15 @@ from legibility.lightning_plugins.sparsity._export import save_sparse as save_sp
 from legibility.lightning_plugins.sparsity._group_sparsity import GroupSparsity as GroupSparsity
 from legibility.lightning_plugins.sparsity._l1_instead_of_l2 import L1InsteadOfL2 as L1InsteadOfL2
 from legibility.lightning_plugins.sparsity._l1_sparsity import L1Sparsity as L1Sparsity
-from legibility.lightning_plugins.sparsity._remove_dead_neurons import Smaller as Smaller
-from legibility.lightning_plugins.sparsity._remove_dead_neurons import remove_dead_neurons as remove_dead_neurons
 from legibility.lightning_plugins.sparsity._schedule import Schedule as Schedule
 from legibility.lightning_plugins.sparsity._top_k_sparsity import TopKSparsity as TopKSparsity
 from legibility.lightning_plugins.sparsity._torch_sparse import to_torch_sparse as to_torch_sparse
 from legibility.lightning_plugins.sparsity._wiring_cost import WiringCost as WiringCost
 from legibility.lightning_plugins.sparsity._wiring_picture import wiring_picture as wiring_picture
+from legibility.lightning_plugins.sparsity.structure._remove_dead_neurons import Smaller as Smaller
+from legibility.lightning_plugins.sparsity.structure._remove_dead_neurons import (
+    remove_dead_neurons as remove_dead_neurons,
+)
 
 __all__ = [
     "ActivationSparsity",

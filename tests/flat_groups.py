@@ -17,10 +17,10 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
-from legibility.lightning_plugins.sparsity._neurons import neurons
-from legibility.lightning_plugins.sparsity._units import heads, rows_or_columns
-from legibility.lightning_plugins.sparsity._weights import penalisable_weights
 from legibility.lightning_plugins.sparsity._wiring import Wiring
+from legibility.lightning_plugins.sparsity.structure._neurons import neurons
+from legibility.lightning_plugins.sparsity.structure._units import heads, rows_or_columns
+from legibility.lightning_plugins.sparsity.weights._weights import penalisable_weights
 
 LAYERS = (nn.Conv2d, nn.Linear, nn.MultiheadAttention, nn.BatchNorm2d, nn.LayerNorm, nn.Embedding)
 

@@ -29,7 +29,7 @@ from legibility.lightning_plugins.report.choice._further import Choice, Seen, fu
 from legibility.lightning_plugins.report.choice._subject_material import unhitched
 from legibility.lightning_plugins.report.picture._collect import collect
 from legibility.lightning_plugins.report.picture._options import ModelPage
-from legibility.lightning_plugins.sparsity._weights import penalisable_weights
+from legibility.lightning_plugins.sparsity.weights._weights import penalisable_weights
 from legibility.losses import entropy
 from legibility.scores import (
     Queries,

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from legibility.lightning_plugins.sparsity._neurons import neurons
-from legibility.lightning_plugins.sparsity._optimizers import skipped
 from legibility.lightning_plugins.sparsity._penalty_step import PenaltyStep
 from legibility.lightning_plugins.sparsity._schedule import Schedule
-from legibility.lightning_plugins.sparsity._units import Found, Units, heads, rows_or_columns
 from legibility.lightning_plugins.sparsity._weight_step import Stepped, whole_model
-from legibility.lightning_plugins.sparsity._weights import target_weights
+from legibility.lightning_plugins.sparsity.structure._neurons import neurons
+from legibility.lightning_plugins.sparsity.structure._remove_dead_neurons import Smaller, remove_dead_neurons
+from legibility.lightning_plugins.sparsity.structure._units import Found, Units, heads, rows_or_columns
+from legibility.lightning_plugins.sparsity.weights._optimizers import skipped
+from legibility.lightning_plugins.sparsity.weights._weights import target_weights
 from legibility.losses import soft_threshold
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ class GroupSparsity(PenaltyStep):
     - ``"heads"``: of an ``nn.MultiheadAttention`` a head's queries, keys and values with their biases, and its columns
       of the output projection.
     - ``"neurons"``: a unit's row, its bias and the columns of the one layer that reads it, also through activations,
-      dropout, pooling, flattening and batch norm. A layer whose output several others read (a residual stream), or
-      something unknown, is left out; which and why is printed once and kept in :attr:`left_out`.
+      dropout, pooling, flattening and batch norm. A layer whose output several others read (a residual stream), also in
+      ``training_step``, or something unknown, is left out; which and why is printed once and kept in :attr:`left_out`.
 
-    Dead units can be taken out: :func:`remove_dead_neurons`. A weight that is one unit's row and another's column is
+    Dead neurons can be taken out: :meth:`remove`. A weight that is one unit's row and another's column is
     shortened for both.
 
     Args:
@@ -62,7 +63,8 @@ class GroupSparsity(PenaltyStep):
         total_steps: Number of optimizer steps to spread the budget over, where the trainer can't tell.
         schedule: Level of the penalty over the steps before healing.
         follow_rate: Shrink the steps with the learning rate. False spends the whole budget along the schedule alone.
-        sparsity: Wanted share of zero groups: ``strength`` (default 1) is multiplied by a factor that follows it.
+        sparsity: Wanted share of zero groups: ``strength`` (default 1) is multiplied by a factor that follows it. As many
+            of the longest groups as shall stay never go, nor does the longest of a layer.
         loss_budget: Highest value of ``monitor`` that sparsity may cost.
         monitor: Name of a logged loss, for ``loss_budget``.
 
@@ -73,7 +75,8 @@ class GroupSparsity(PenaltyStep):
     Logs ``legibility/group/zeros`` (share of exact zeros among the targets), ``legibility/group/dead`` (share of zero
     groups), ``legibility/group/strength`` and, with a goal, ``legibility/group/factor``.
 
-    Sharded weights (FSDP2, FSDP1) are shortened by the lengths of their whole groups.
+    Sharded weights (FSDP2, FSDP1) are shortened by the lengths of their whole groups. Of weights in bfloat16 or float16 what
+    rounding takes is kept, one more float32 tensor for each.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -199,6 +202,14 @@ class GroupSparsity(PenaltyStep):
 
     def _to_log(self) -> dict[str, Tensor | float]:
         return {"dead": self._dead()} | super()._to_log()
+
+    @staticmethod
+    def remove(model: nn.Module) -> Smaller:
+        """The smaller network without its dead neurons, equal outputs: :func:`remove_dead_neurons`.
+
+        Heads, rows and columns that are zero stay in place: ``nn.MultiheadAttention`` has no smaller form.
+        """
+        return remove_dead_neurons(model)
 
     def _uninstall(self) -> None:
         super()._uninstall()

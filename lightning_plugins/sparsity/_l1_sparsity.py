@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from legibility.lightning_plugins.sparsity._latent import settle, settle_rounded
-from legibility.lightning_plugins.sparsity._optimizers import skipped
 from legibility.lightning_plugins.sparsity._penalty_step import PenaltyStep
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weight_step import Stepped
-from legibility.lightning_plugins.sparsity._weights import local, summed
+from legibility.lightning_plugins.sparsity.weights._latent import settle, settle_rounded
+from legibility.lightning_plugins.sparsity.weights._optimizers import skipped
+from legibility.lightning_plugins.sparsity.weights._weights import local, summed
 from legibility.losses import in_pieces, reweighted_soft_threshold, root_mean_square, soft_threshold
 
 if TYPE_CHECKING:

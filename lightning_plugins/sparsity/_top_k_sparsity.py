@@ -12,10 +12,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from legibility.lightning_plugins.foundation._callback import check_share
-from legibility.lightning_plugins.sparsity._latent import settle
 from legibility.lightning_plugins.sparsity._schedule import Schedule
 from legibility.lightning_plugins.sparsity._weight_step import Stepped, WeightStep
-from legibility.lightning_plugins.sparsity._weights import local
+from legibility.lightning_plugins.sparsity.weights._latent import settle
+from legibility.lightning_plugins.sparsity.weights._weights import local
 from legibility.losses import hard_threshold, in_pieces, magnitude_threshold, soft_threshold
 
 if TYPE_CHECKING:

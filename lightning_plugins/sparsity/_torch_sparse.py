@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from legibility.lightning_plugins.sparsity._flat_pieces import refuse_sharded
+from legibility.lightning_plugins.sparsity.weights._flat_pieces import refuse_sharded
 
 
 class SparseLinear(nn.Module):

@@ -16,12 +16,12 @@ from legibility.lightning_plugins.foundation._callback import (
     is_logging_step,
     total_steps,
 )
-from legibility.lightning_plugins.sparsity._flat_pieces import Cut, cuts, why_not, with_gradient
-from legibility.lightning_plugins.sparsity._latent import beneath
-from legibility.lightning_plugins.sparsity._layout import Layout, layout_of
-from legibility.lightning_plugins.sparsity._optimizers import check_stepped, is_stepped
 from legibility.lightning_plugins.sparsity._schedule import Schedule
-from legibility.lightning_plugins.sparsity._weights import (
+from legibility.lightning_plugins.sparsity.weights._flat_pieces import Cut, cuts, why_not, with_gradient
+from legibility.lightning_plugins.sparsity.weights._latent import beneath
+from legibility.lightning_plugins.sparsity.weights._layout import Layout, layout_of
+from legibility.lightning_plugins.sparsity.weights._optimizers import check_stepped, is_stepped
+from legibility.lightning_plugins.sparsity.weights._weights import (
     embedding_weights,
     local,
     penalisable_weights,

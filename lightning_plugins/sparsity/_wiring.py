@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-from legibility.lightning_plugins.sparsity._units import Found, Piece
+from legibility.lightning_plugins.sparsity.structure._units import Found, Piece
 
 
 @dataclass(frozen=True, eq=False)

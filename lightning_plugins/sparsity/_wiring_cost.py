@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from legibility.lightning_plugins.foundation._callback import check_positive, check_strength
-from legibility.lightning_plugins.sparsity._latent import settle_rounded
-from legibility.lightning_plugins.sparsity._neurons import neurons
-from legibility.lightning_plugins.sparsity._optimizers import skipped
 from legibility.lightning_plugins.sparsity._penalty_step import PenaltyStep
 from legibility.lightning_plugins.sparsity._schedule import Schedule
-from legibility.lightning_plugins.sparsity._units import Found, Piece
 from legibility.lightning_plugins.sparsity._weight_step import Stepped, whole_model
-from legibility.lightning_plugins.sparsity._weights import local
 from legibility.lightning_plugins.sparsity._wiring import Wiring
+from legibility.lightning_plugins.sparsity.structure._neurons import neurons
+from legibility.lightning_plugins.sparsity.structure._units import Found, Piece
+from legibility.lightning_plugins.sparsity.weights._latent import settle_rounded
+from legibility.lightning_plugins.sparsity.weights._optimizers import skipped
+from legibility.lightning_plugins.sparsity.weights._weights import local
 from legibility.losses import reweighted_soft_threshold, root_mean_square, soft_threshold
 
 if TYPE_CHECKING:

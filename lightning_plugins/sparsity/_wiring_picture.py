@@ -28,7 +28,7 @@ def wiring_picture(wiring: Wiring, *, inputs: Sequence[str] = (), outputs: Seque
 
     Example:
         >>> from torch import nn
-        >>> from legibility.lightning_plugins.sparsity._neurons import neurons
+        >>> from legibility.lightning_plugins.sparsity.structure._neurons import neurons
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> picture = wiring_picture(Wiring(neurons(net), nearest=0.1, slope=1.0), inputs=["x", "y"], outputs=["z"])
         >>> picture.count("<line"), picture.count("<circle")

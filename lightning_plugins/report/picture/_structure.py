@@ -12,7 +12,7 @@ from legibility.lightning_plugins.report.choice._further import Seen
 from legibility.lightning_plugins.report.choice._layers import activations, factor, through
 from legibility.lightning_plugins.report.choice._readings import some_rows
 from legibility.lightning_plugins.report.picture._grids import coarse, coarse_mean, grid_of
-from legibility.lightning_plugins.sparsity._weights import penalisable_weights
+from legibility.lightning_plugins.sparsity.weights._weights import penalisable_weights
 from legibility.scores import Circuit, LensProfile, canonicalise, modularity
 from legibility.tradeoff import ScoreEntry
 from legibility.tradeoff.model_page import CircuitPicture, GraphPicture, LensPicture, MaskPicture, WeightPicture

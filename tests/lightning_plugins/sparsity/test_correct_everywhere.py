@@ -13,7 +13,7 @@ from tiny import loader, make_module, weights_of
 from torch import Tensor, nn
 
 from legibility.lightning_plugins import GroupSparsity, L1Sparsity, TopKSparsity, WiringCost
-from legibility.lightning_plugins.sparsity._weights import target_weights
+from legibility.lightning_plugins.sparsity.weights._weights import target_weights
 
 KINDS: dict[str, Callable[..., Any]] = {
     "plain": lambda strength=0.5, **o: L1Sparsity(strength, reweighted=False, follow_rate=False, **o),

@@ -93,7 +93,7 @@ def test_dead_neurons_are_whole_and_can_go(pl: Any, trainer: Callable[..., Any])
     assert torch.equal(dead, first.bias == 0) and (second.weight[:, dead] == 0).all()
     both = dead.sum() + (second.weight == 0).all(1).sum()
     assert fit.callback_metrics["legibility/group/dead"] == pytest.approx(float(both) / 128)
-    smaller = remove_dead_neurons(module.net)
+    smaller = sparse.remove(module.net)
     assert sum(smaller.removed.values()) == both
     x = torch.randn(50, 10)
     torch.testing.assert_close(smaller.model(x), module.net(x), rtol=1e-6, atol=1e-6)

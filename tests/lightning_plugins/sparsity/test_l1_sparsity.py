@@ -10,7 +10,7 @@ from tiny import loader, make_module, net, weights_of
 from torch import nn
 
 from legibility.lightning_plugins import L1Sparsity
-from legibility.lightning_plugins.sparsity._weights import penalisable_weights, target_weights
+from legibility.lightning_plugins.sparsity.weights._weights import penalisable_weights, target_weights
 
 STEPS = 8  # one epoch of `loader()`
 

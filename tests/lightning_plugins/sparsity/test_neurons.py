@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from legibility.lightning_plugins import remove_dead_neurons
-from legibility.lightning_plugins.sparsity._neurons import neurons
-from legibility.lightning_plugins.sparsity._units import heads, rows_or_columns
+from legibility.lightning_plugins.sparsity.structure._neurons import neurons
+from legibility.lightning_plugins.sparsity.structure._units import heads, rows_or_columns
 
 
 def named(model: nn.Module) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from legibility.lightning_plugins import remove_dead_neurons
-from legibility.lightning_plugins.sparsity._neurons import neurons
+from legibility.lightning_plugins.sparsity.structure._neurons import neurons
 
 
 class Net(nn.Module):

@@ -10,7 +10,7 @@ from tiny import loader, make_module, net, weights_of
 from torch import nn
 
 from legibility.lightning_plugins import GroupSparsity, L1Sparsity, Schedule, TopKSparsity, WiringCost
-from legibility.lightning_plugins.sparsity._weights import target_weights
+from legibility.lightning_plugins.sparsity.weights._weights import target_weights
 from legibility.losses import soft_threshold
 
 STEPS = 8  # one epoch of `loader()`

@@ -11,9 +11,9 @@ from tiny import loader, make_module, net, weights_of
 from torch import nn
 
 from legibility.lightning_plugins import L1Sparsity, Schedule, WiringCost
-from legibility.lightning_plugins.sparsity._neurons import neurons
 from legibility.lightning_plugins.sparsity._wiring import Wiring
 from legibility.lightning_plugins.sparsity._wiring_picture import wiring_picture
+from legibility.lightning_plugins.sparsity.structure._neurons import neurons
 from legibility.losses import soft_threshold
 
 STEPS = 8  # one epoch of `loader()`

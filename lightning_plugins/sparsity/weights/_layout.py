@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, distribute_tensor
 
-from legibility.lightning_plugins.sparsity._flat_pieces import Cut
+from legibility.lightning_plugins.sparsity.weights._flat_pieces import Cut
 
 
 class Shards(NamedTuple):

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from legibility.lightning_plugins.sparsity._flat_pieces import refuse_sharded
-from legibility.lightning_plugins.sparsity._neurons import neurons
-from legibility.lightning_plugins.sparsity._units import Piece, Units
+from legibility.lightning_plugins.sparsity.structure._neurons import neurons
+from legibility.lightning_plugins.sparsity.structure._units import Piece, Units
+from legibility.lightning_plugins.sparsity.weights._flat_pieces import refuse_sharded
 
 # Which attributes of a layer say how long its tensors are, along each dimension of the weight.
 _SIZES: list[tuple[type[nn.Module], tuple[str, ...]]] = [

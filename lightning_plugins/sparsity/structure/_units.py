@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from legibility.lightning_plugins.foundation._names import plain_name
-from legibility.lightning_plugins.sparsity._flat_pieces import Cut, cuts
-from legibility.lightning_plugins.sparsity._latent import settle_rounded
-from legibility.lightning_plugins.sparsity._weights import local
+from legibility.lightning_plugins.sparsity.weights._flat_pieces import Cut, cuts
+from legibility.lightning_plugins.sparsity.weights._latent import settle_rounded
+from legibility.lightning_plugins.sparsity.weights._weights import local
 
 PIECE = 1 << 16  # weights that are taken at a time where the processor's cache counts
 

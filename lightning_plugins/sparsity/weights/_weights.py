@@ -10,7 +10,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from legibility.lightning_plugins.foundation._names import match_names, plain_name
-from legibility.lightning_plugins.sparsity._flat_pieces import Cut, cuts
+from legibility.lightning_plugins.sparsity.weights._flat_pieces import Cut, cuts
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,

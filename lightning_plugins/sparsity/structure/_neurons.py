@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn import functional
 
 from legibility.lightning_plugins.foundation._names import unwrapped
-from legibility.lightning_plugins.sparsity._source import Source, framework_methods
-from legibility.lightning_plugins.sparsity._traces import is_leaf, traces
-from legibility.lightning_plugins.sparsity._units import Found, Tensors, Units
-from legibility.lightning_plugins.sparsity._way import LINEAR, STILL, Way, Ways, why_not
+from legibility.lightning_plugins.sparsity.structure._source import Source, framework_methods
+from legibility.lightning_plugins.sparsity.structure._traces import is_leaf, traces
+from legibility.lightning_plugins.sparsity.structure._units import Found, Tensors, Units
+from legibility.lightning_plugins.sparsity.structure._way import LINEAR, STILL, Way, Ways, why_not
 
 
 def neurons(root: nn.Module) -> Found:

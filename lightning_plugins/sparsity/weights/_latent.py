@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from legibility.lightning_plugins.sparsity._layout import Layout
+from legibility.lightning_plugins.sparsity.weights._layout import Layout
 from legibility.losses import in_pieces
 
 

@@ -9,7 +9,7 @@ from torch.fx import Graph, Node
 from torch.nn import functional
 
 from legibility.lightning_plugins.foundation._names import plain_name
-from legibility.lightning_plugins.sparsity._units import Piece, Tensors
+from legibility.lightning_plugins.sparsity.structure._units import Piece, Tensors
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
