@@ -7,8 +7,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
-from legibility.scores._flat_weights import FlatWeights, wraps_flat
-from legibility.scores._shards import reshard, spread_like, whole, whole_weights
+from legibility.scores.flat_weights import FlatWeights, wraps_flat
+from legibility.scores.shards import reshard, spread_like, whole, whole_weights
 
 
 @contextmanager

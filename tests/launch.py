@@ -18,9 +18,11 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tiny import loader
 
@@ -88,6 +90,30 @@ def two(
             process.end()  # one that waits for the other's death would wait for half an hour
             _prepared.remove(process)
     return [torch.load(f"{out}-{world}-{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+class Launched(dict[str, list[Any]]):
+    """What the ranks of each scenario saw: several scenarios to a launch, when the first of them is asked for.
+
+    Args:
+        program: Takes names of scenarios, and saves what was seen by name.
+        folder: For what it saves.
+        launch: Scenario -> the namespace of its launch, and all names that belong to it.
+    """
+
+    def __init__(self, program: Path, folder: Path, launch: Callable[[str], tuple[str, list[str]]]) -> None:
+        super().__init__()
+        self._program, self._folder, self._launch = program, folder, launch
+        self._begun: set[str] = set()
+
+    def __missing__(self, name: str) -> list[Any]:
+        namespace, names = self._launch(name)
+        pytest.importorskip(namespace)
+        assert namespace not in self._begun, "the launch failed"
+        self._begun.add(namespace)
+        both = two(self._program, namespace, self._folder / namespace, *names)
+        self.update({each: [rank[each] for rank in both] for each in names})
+        return self[name]
 
 
 def _free_port() -> int:

@@ -28,7 +28,7 @@ from two_in_scenarios import Rows, shard, trainer_for
 
 from legibility.lightning_plugins import InterpretabilityReport, L1Sparsity, ModelPage, StudentLegibility
 from legibility.lightning_plugins.report import _cost, _imitation_scores, _measurement
-from legibility.scores._flat_weights import wraps_flat
+from legibility.scores.flat_weights import wraps_flat
 from legibility.students import MLPStudent
 
 BATCHES, ASKED = 20, 8

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from legibility.scores._flat_weights import wraps_flat
+from legibility.scores.flat_weights import wraps_flat
 
 
 def outermost(pl_module: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from legibility.lightning_plugins.foundation._sizes import outermost
-from legibility.scores._flat_weights import wraps_flat
+from legibility.scores.flat_weights import wraps_flat
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule

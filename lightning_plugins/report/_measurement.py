@@ -41,7 +41,7 @@ from legibility.scores import (
     sparse_flops,
     weight_sparsity,
 )
-from legibility.scores._shards import reshard
+from legibility.scores.shards import reshard
 from legibility.tradeoff import ScoreEntry, TaskEntry
 from legibility.tradeoff.model_page import ModelPicture
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from legibility.scores._flat_weights import wraps_flat
+from legibility.scores.flat_weights import wraps_flat
 
 
 def redirected(root: nn.Module, part: nn.Module) -> Callable[..., Any]:

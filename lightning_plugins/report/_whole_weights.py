@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from legibility.lightning_plugins.foundation._trees import whole
 from legibility.lightning_plugins.report._queries import Subject
 from legibility.lightning_plugins.sparsity.weights._weights import penalisable_weights
-from legibility.scores._flat_weights import FlatWeights
+from legibility.scores.flat_weights import FlatWeights
 
 
 def matrices(subject: Subject) -> Generator[tuple[str, Tensor]]:

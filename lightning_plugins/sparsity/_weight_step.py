@@ -29,6 +29,7 @@ from legibility.lightning_plugins.sparsity.weights._weights import (
     summed,
     target_weights,
 )
+from legibility.scores.flat_weights import wraps_flat
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -345,5 +346,4 @@ class WeightStep(LegibilityCallback):
 
 def whole_model(trainer: "Trainer", pl_module: "LightningModule") -> nn.Module:
     """The module or, under FSDP1, its wrapper, which alone knows the shapes."""
-    wrapped = type(trainer.model).__name__ == "FullyShardedDataParallel"
-    return trainer.model if wrapped and trainer.model is not None else pl_module
+    return trainer.model if trainer.model is not None and wraps_flat(trainer.model) else pl_module

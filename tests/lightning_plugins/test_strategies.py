@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from by_hand import STUDENTS, WrittenOut
-from launch import two
+from launch import Launched
 from scenarios import DDP, FSDP2, STRENGTH, Scenario, batches, written_out
 from tiny import loader, make_module, weights_of
 from torch import Tensor
@@ -31,27 +31,16 @@ BESIDE = {
 LOW = ("bf16-mixed", "FSDP2, bf16")
 
 
-class Launched(dict[str, list[Any]]):
-    """What the two ranks of each scenario saw: one launch for each namespace, when it is first asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-
-    def __missing__(self, name: str) -> list[Any]:
-        namespace = next(key for key in LAUNCHED if name in [*LAUNCHED[key], *BESIDE[key]])
-        pytest.importorskip(namespace)
-        if any("FSDP2" in each for each in LAUNCHED[namespace]) and torch.__version__ < "2.6":
-            pytest.skip("before torch 2.6, FSDP2 does not run on a CPU: it needs CUDA's streams")
-        names = [*LAUNCHED[namespace], *BESIDE[namespace]]
-        both = two(PROGRAM, namespace, self._folder / namespace, *names)
-        self.update({each: [rank[each] for rank in both] for each in names})
-        return self[name]
+def launch(name: str) -> tuple[str, list[str]]:
+    namespace = next(key for key in LAUNCHED if name in [*LAUNCHED[key], *BESIDE[key]])
+    if any("FSDP2" in each for each in LAUNCHED[namespace]) and torch.__version__ < "2.6":
+        pytest.skip("before torch 2.6, FSDP2 does not run on a CPU: it needs CUDA's streams")
+    return namespace, [*LAUNCHED[namespace], *BESIDE[namespace]]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    return Launched(tmp_path_factory.mktemp("ranks"))
+    return Launched(PROGRAM, tmp_path_factory.mktemp("ranks"), launch)
 
 
 def _by_hand(name: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
+from legibility.scores.flat_weights import wraps_flat
+
 _INSTEAD = "Use ModelParallelStrategy (FSDP2), whose weights keep their shape"
 
 
@@ -129,7 +131,7 @@ def refuse_sharded(model: nn.Module) -> None:
 def _handles(root: nn.Module) -> Iterator[Any]:
     for module in root.modules():
         handle: Any = getattr(module, "_handle", None)
-        if type(module).__name__ == "FullyShardedDataParallel" and handle is not None and handle.uses_sharded_strategy:
+        if wraps_flat(module) and handle is not None and handle.uses_sharded_strategy:
             yield handle
 
 

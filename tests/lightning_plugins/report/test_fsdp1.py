@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from launch import two
+from launch import Launched
 from two_reports import FITS, fit
 
 PROGRAM = Path(__file__).parents[2] / "two_reports.py"
@@ -28,31 +28,18 @@ QUICK = [*EQUAL, "bare", "default", "time on rank 0", *FAIL]
 SPREAD = "the weights are spread over ranks"
 
 
-class Launched(dict[str, list[dict[str, Any]]]):
-    """What two ranks have of each fit: one launch for the quick ones, one for the others, when first asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-        self._begun: set[str] = set()
-
-    def __missing__(self, name: str) -> list[dict[str, Any]]:
-        if FITS[name].fsdp2 and torch.__version__ < "2.6":
-            pytest.skip("before torch 2.6, FSDP2 does not run on a CPU: it needs CUDA's streams")
-        quick = name in QUICK
-        namespace = "pytorch_lightning" if quick else "lightning.pytorch"
-        names = [n for n in FITS if (n in QUICK) is quick and (not FITS[n].fsdp2 or torch.__version__ >= "2.6")]
-        pytest.importorskip(namespace)
-        assert namespace not in self._begun, "the launch failed"
-        self._begun.add(namespace)
-        both = two(PROGRAM, namespace, self._folder / namespace, *names)
-        self.update({each: [rank[each] for rank in both] for each in names})
-        return self[name]
+def launch(name: str) -> tuple[str, list[str]]:
+    """One for the quick ones, one for the others."""
+    if FITS[name].fsdp2 and torch.__version__ < "2.6":
+        pytest.skip("before torch 2.6, FSDP2 does not run on a CPU: it needs CUDA's streams")
+    quick = name in QUICK
+    names = [n for n in FITS if (n in QUICK) is quick and (not FITS[n].fsdp2 or torch.__version__ >= "2.6")]
+    return "pytorch_lightning" if quick else "lightning.pytorch", names
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    return Launched(tmp_path_factory.mktemp("ranks"))
+    return Launched(PROGRAM, tmp_path_factory.mktemp("ranks"), launch)
 
 
 def slow(names: list[str]) -> list[Any]:

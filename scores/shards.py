@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from legibility.scores._flat_weights import wraps_flat
+from legibility.scores.flat_weights import wraps_flat
 
 
 def whole(tensor: Tensor) -> Tensor:
